@@ -1,0 +1,1 @@
+"""Where batches come from: sources, the order of samples, augmentation. Knows no engine."""

@@ -1,0 +1,58 @@
+"""`Data` says what is learned from; `Dataset` is the same, opened, and turns (seed, step, rank, world) into a batch."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from etude.data import order
+
+Batch = dict[str, Tensor]
+"""Named tensors whose first dimension is the sample. "index" names the samples, for reports of what went wrong."""
+
+
+@dataclass(frozen=True)
+class Data(ABC):
+    """A frozen description of a data set. Subclasses are dataclasses of plain values, so that a recipe is JSON-able."""
+
+    @abstractmethod
+    def open(self) -> "Dataset":
+        """Read it. Raises MissingError with the command that gets it where it is not on this machine."""
+
+    @abstractmethod
+    def prepare(self, raw: Any) -> Tensor:
+        """One raw input (a path, a picture, a text) -> what `Dataset.finish` takes, without its batch dimension."""
+
+
+class Dataset(ABC):
+    """An opened data set. Pure: the same arguments give the same batch, in any process and order."""
+
+    sizes: dict[str, int]
+    """Samples a split: "train", "test" and, where some are held out for choosing, "validation"."""
+    facts: dict[str, Any]
+    """What a result needs to be read, JSON-able: {"classes": [...], ...}. Kept in the run directory."""
+    in_memory: bool = True
+    """False where a batch means reading and decoding files, so that workers pay."""
+
+    @abstractmethod
+    def fetch(self, split: str, indices, *, epochs=None, seed: int = 0) -> Batch:
+        """These samples on the CPU, before augmentation on the device. `epochs` is None in evaluation."""
+
+    def finish(self, batch: Batch) -> Batch:
+        """What is left to do where the model runs: augmentation and normalisation of whole batches."""
+        return batch
+
+    def batch(self, *, seed: int, step: int, batch_size: int, rank: int = 0, world: int = 1) -> Batch:
+        """The training batch of `step`: this rank's share of the next `batch_size` samples of the shuffled epochs."""
+        start, count = order.rank_slice(step, batch_size, rank, world)
+        epochs, indices = order.take(seed, self.sizes["train"], start, count)
+        return self.fetch("train", indices, epochs=epochs, seed=seed)
+
+    def batches(self, split: str, *, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """Every sample of a split once, in order, shared over ranks without padding."""
+        size = self.sizes[split]
+        first, last = size * rank // world, size * (rank + 1) // world
+        for start in range(first, last, batch_size):
+            yield self.fetch(split, range(start, min(start + batch_size, last)))

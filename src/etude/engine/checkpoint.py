@@ -87,6 +87,12 @@ def digest(tensors: dict[str, Tensor]) -> str:
 def save_checkpoint(directory: Path, step: int, groups: Groups, state: dict[str, Any], *, keep: int) -> Path:
     """Write `directory/step-N`, then delete all but the newest `keep`. Raises SaveError and leaves the rest untouched."""
     target = directory / f"step-{step}"
+    if target.exists():  # the same step again: nothing is gained by replacing a good one, and a damaged one goes
+        try:
+            load_checkpoint(directory, step)
+            return target
+        except RefusedError:
+            shutil.rmtree(target, ignore_errors=True)
     temporary = directory / f".tmp-step-{step}-{uuid.uuid4().hex[:8]}"
     needed = sum(t.numel() * t.element_size() for tensors in groups.values() for t in tensors.values())
     try:
@@ -105,8 +111,6 @@ def save_checkpoint(directory: Path, step: int, groups: Groups, state: dict[str,
             manifest[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         _write_synced(temporary / "manifest.json", json.dumps({"step": step, "files": manifest}, indent=1).encode())
         _fsync(temporary)
-        if target.exists():  # a damaged one of the same step, or the same one again
-            shutil.rmtree(target)
         os.rename(temporary, target)
         _fsync(directory)
     except OSError as error:

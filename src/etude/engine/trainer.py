@@ -238,9 +238,8 @@ class Trainer:
         """Write the metric log where it is due, and keep the live line and the dashboard moving."""
         recipe, now = self.recipe, time.monotonic()
         due = self.step % recipe.log_every == 0 or self.step in (1, recipe.steps)
-        if not due and now - self._shown < 0.25:
-            return
-        values = {name: value.item() for name, value in logs.items()}
+        showing = now - self._shown >= 0.25 or self.step == recipe.steps
+        values = {name: value.item() for name, value in logs.items()} if due or showing else {}
         if due:
             self.last_train = values
             epoch = self.step * recipe.batch_size / self.dataset.sizes["train"]
@@ -249,7 +248,7 @@ class Trainer:
             self._write({"step": self.step, "epoch": round(epoch, 4), **values, **lr})
         if self._health:
             self._write({"step": self.step, "grad_norms": self._health})
-        if now - self._shown >= 0.25 or self.step == recipe.steps:
+        if showing:
             self._progress(values, now)
 
     def _progress(self, values: dict[str, float], now: float) -> None:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ class Metric(ABC):
     """Something counted over samples. `merge` joins two parts of a data set, in any order."""
 
     @abstractmethod
-    def merge(self, other: Self) -> None:
+    def merge(self, other: Any) -> None:
         """Take in the other part."""
 
     @abstractmethod

@@ -142,8 +142,7 @@ class Run:
                 first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
                 raise RefusedError(f"the weights in {self.path} do not fit its recipe: {first}") from None
             self._model = model.eval()
-        format = torch.channels_last if self.recipe.channels_last else torch.preserve_format
-        return self._model.to(place, memory_format=format)  # pyright: ignore[reportCallIssue]
+        return self._model.to(place, memory_format=self.recipe.memory_format)  # pyright: ignore[reportCallIssue]
 
     def _weights(self) -> dict[str, torch.Tensor]:
         path = self.path / "weights.safetensors"

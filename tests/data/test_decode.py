@@ -226,8 +226,9 @@ def test_other_modes_become_grey_or_rgb():
     assert pixels(convert(Image.new("1", (1, 1), 1), 1)).tolist() == [[255]]
     # ITU-R 601: 0.299 R + 0.587 G + 0.114 B
     assert pixels(convert(Image.new("RGB", (1, 1), (255, 0, 0)), 1)).tolist() == [[76]]
-    with pytest.raises(UsageError, match="32-bit floats"):
-        open_image(Image.new("F", (2, 2)))
+    for mode in ("F", "LAB"):
+        with pytest.raises(UsageError, match=f"pixels of the kind {mode} cannot be read"):
+            open_image(encoded(Image.new(mode, (2, 2)), "TIFF"))
 
 
 # --- crops

@@ -26,6 +26,8 @@ Picture = str | Path | bytes | Image.Image | np.ndarray | Tensor
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MODES = {1: "L", 3: "RGB"}
+READABLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "I", "I;16", "I;16L", "I;16B")
+"""Pillow's modes that have a fixed black and white, which its 32-bit float mode does not."""
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -152,8 +154,6 @@ def convert(image: Image.Image, channels: int) -> Image.Image:
     """Any Pillow image -> 8-bit grey (channels 1) or RGB (3). Transparency is composited on white."""
     if channels not in MODES:
         raise UsageError(f"{channels} channels: a picture has 1 (grey) or 3 (RGB)")
-    if image.mode == "F":
-        raise UsageError("a picture of 32-bit floats has no fixed white", hint="save it with 8 or 16 bits a pixel")
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow may hold in 32 bits
         wide = np.asarray(image).astype(np.float64)
         image = Image.fromarray(np.rint(wide / 257).clip(0, 255).astype(np.uint8))
@@ -184,9 +184,9 @@ def _header(source: Picture) -> Iterator[Image.Image]:
     try:
         match source:
             case Image.Image():
-                yield _within_limit(source, name)
+                yield _admit(source, name)
             case np.ndarray() | Tensor():
-                yield _within_limit(_from_array(source), name)
+                yield _admit(_from_array(source), name)
             case bytes():
                 yield _identify(BytesIO(source), name)
             case str() | Path():
@@ -207,10 +207,7 @@ def _header(source: Picture) -> Iterator[Image.Image]:
 
 
 def _identify(file: IO[bytes], name: str) -> Image.Image:
-    """Finds the format and reads the header.
-
-    Like Image.open, less its own pixel limit, which is a warning for some sizes and cannot be set for one call.
-    """
+    """Finds the format and reads the header: Image.open less its pixel limit, which warns and is global."""
     prefix = file.read(16)
     if not prefix:
         raise UsageError(f"{name}: empty file, not a picture")
@@ -219,20 +216,19 @@ def _identify(file: IO[bytes], name: str) -> Image.Image:
         factory, accept = Image.OPEN[kind]
         if accept is None or accept(prefix) is True:
             file.seek(0)
-            try:
-                return _within_limit(factory(file, ""), name)
-            except (SyntaxError, IndexError, TypeError, struct.error) as error:
-                raise UsageError(f"{name}: damaged {kind} picture ({error})") from error
+            return _admit(factory(file, ""), name)
     raise UsageError(f"{name}: not a picture that can be read", hint=f"convert it to one of {', '.join(FORMATS)}")
 
 
-def _within_limit(image: Image.Image, name: str) -> Image.Image:
+def _admit(image: Image.Image, name: str) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels():
         raise UsageError(
             f"{name}: {width:,} x {height:,} pixels, more than the limit of {max_pixels():,}",
             hint=f"make it smaller, or set ETUDE_MAX_PIXELS={width * height} if you trust it",
         )
+    if image.mode not in READABLE:
+        raise UsageError(f"{name}: pixels of the kind {image.mode} cannot be read", hint="save it as 8-bit RGB or grey")
     return image
 
 

@@ -216,7 +216,10 @@ def home() -> Path:
 
 
 def path(name: str) -> Path:
-    """Where the files of a set are on this machine. MissingError, with the command that gets them, if they are not."""
+    """The folder of a set on this machine; of digits, which the package carries, the file itself.
+
+    MissingError, with the command that gets the set, if it is not here or not whole.
+    """
     found = _find(name)
     if found is None:
         remote = REMOTES[name]

@@ -14,6 +14,7 @@ Shapes: B batch, F input features, K classes.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -76,7 +77,7 @@ class MLP(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         widths = (config.in_features, *config.hidden)
-        self.hidden = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in zip(widths[:-1], widths[1:]))
+        self.hidden = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in pairwise(widths))
         self.activations = nn.ModuleList(ACTIVATIONS[config.activation]() for _ in config.hidden)
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(widths[-1], config.num_classes)

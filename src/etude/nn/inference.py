@@ -36,7 +36,7 @@ def optimise_for_inference(
         )
         model.set_submodule(bn_name, nn.Identity())
     if channels_last:
-        model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         model.register_forward_pre_hook(to_channels_last)
     if dtype is not None:
         model.to(dtype)

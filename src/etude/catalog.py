@@ -6,7 +6,7 @@ import importlib
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from etude.errors import UsageError
+from etude.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -99,8 +99,13 @@ def model(name: str, **overrides: Any) -> nn.Module:
 
 
 def parameters(row: System) -> dict[str, int]:
-    """The number of parameters of each size; the models are laid out without memory."""
+    """The number of parameters of each size."""
+    return {size: count(size) for size in row.sizes}
+
+
+def count(size: str) -> int:
+    """The number of parameters of a size; it is laid out without memory."""
     import torch
 
     with torch.device("meta"):
-        return {size: sum(p.numel() for p in model(size).parameters()) for size in row.sizes}
+        return sum(parameter.numel() for parameter in model(size).parameters())

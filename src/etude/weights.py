@@ -16,6 +16,7 @@ from etude import torchfile
 from etude.errors import MissingError, RefusedError, UsageError
 from etude.pickle_machine import Inert
 
+MAX_MODULES = 100_000
 WRAPPERS = ("state_dict", "model")
 """Where training scripts put the state dict among what else they save."""
 
@@ -71,8 +72,8 @@ def load_weights(
 ) -> nn.Module:
     """Fill `model` with published weights, all of it and with all of them; returns the model.
 
-    `source` names the layout, the naming scheme that the weights come in: "etude" for the model's own names, or a key of
-    the `RENAME` table in the model's module, such as "torchvision". Values are converted to the model's types.
+    `source` names the layout, the naming scheme that the weights come in: "etude" for the model's own names, or a key
+    of the `RENAME` table in the model's module, such as "torchvision". Values are converted to the model's types.
     RefusedError (a ValueError) lists what differs, in shape or because one side lacks it; the model is then unchanged.
     Only BatchNorm's counters `num_batches_tracked` may be absent, which torch before 0.4.1 did not save.
     """
@@ -164,20 +165,26 @@ def state_dict(content: Any) -> dict[str, Tensor]:
 
 
 def module_tensors(record: Inert) -> dict[str, Tensor]:
-    """Parameters and buffers of a pickled nn.Module, named as its `state_dict()` would."""
+    """Parameters and buffers of a pickled nn.Module, named as its `state_dict()` would; of anything else none."""
     found = {}
     modules: list[tuple[str, Any]] = [("", record)]
-    for visited in range(100_000):
+    for _ in range(MAX_MODULES):
         if not modules:
             return found
         prefix, module = modules.pop()
-        state = module.state if isinstance(module, Inert) and isinstance(module.state, dict) else {}
-        for kind in ("_parameters", "_buffers"):
-            for name, value in as_dict(state.get(kind)).items():
-                if isinstance(value, Tensor) and name not in as_set(state.get("_non_persistent_buffers_set")):
-                    found[f"{prefix}{name}"] = value
-        modules += [(f"{prefix}{name}.", child) for name, child in as_dict(state.get("_modules")).items()]
-    raise RefusedError("it holds a model of too many modules")
+        hidden = members(module, "_non_persistent_buffers_set", set)
+        for name, tensor in {**members(module, "_parameters", dict), **members(module, "_buffers", dict)}.items():
+            if isinstance(tensor, Tensor) and name not in hidden:
+                found[f"{prefix}{name}"] = tensor
+        modules += [(f"{prefix}{name}.", child) for name, child in members(module, "_modules", dict).items()]
+    raise RefusedError(f"it holds a model of more than {MAX_MODULES} modules")
+
+
+def members(record: Any, attribute: str, kind: type) -> Any:
+    """An attribute of a pickled object, or an empty one where it has none of this kind."""
+    state = record.state if isinstance(record, Inert) else None
+    value = state.get(attribute) if isinstance(state, dict) else None
+    return value if isinstance(value, kind) else kind()
 
 
 def rename(tensors: Mapping[str, Tensor], pattern_replacements: Iterable[tuple[str, str]]) -> dict[str, Tensor]:

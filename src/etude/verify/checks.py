@@ -1,5 +1,6 @@
 """The checks that `etude verify` prints and the tests repeat: each model against what it claims to equal."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -43,7 +44,8 @@ class Check:
         return self.error <= self.bound
 
     def json(self) -> dict[str, Any]:
-        return asdict(self) | {"ok": self.ok}
+        """JSON knows no infinity or NaN: such an error is null."""
+        return asdict(self) | {"error": self.error if math.isfinite(self.error) else None, "ok": self.ok}
 
 
 def run(systems: list[str] | None = None) -> list[Check]:
@@ -57,7 +59,7 @@ def checks(size: str) -> Iterator[Check]:
     """The checks of one size."""
     if size in PARAMETERS:
         reference, count = PARAMETERS[size]
-        yield Check(size, reference, "parameters", abs(catalog.parameters(size) - count), 0)
+        yield Check(size, reference, "parameters", abs(catalog.count(size) - count), 0)
     if size in GOLDEN:
         yield from golden_checks(size)
     if size == "mlp":

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 FOLDER = Path(__file__).parent / "golden"
-BOUND = 1e-4
-"""On the relative error in fp32: these weights are rougher than trained ones, so rounding grows more in them."""
+BOUND = 1e-5
+"""On the relative error in fp32. Other orders of summation (threads, memory formats) were seen to cost 6e-7."""
 DIGEST = 2048
 
 

@@ -628,7 +628,8 @@ def _cell(name: str, value: Any) -> Any:
 
 def _result(run: _Run) -> str:
     train, evaluated = run.result.get("train") or {}, run.result.get("eval") or {}
-    names = [n for n in dict.fromkeys([*evaluated, *train]) if _is_number(evaluated.get(n, train.get(n)))]
+    every = [n for n in dict.fromkeys([*evaluated, *train]) if not n.endswith("grad_norm")]
+    names = [n for n in every if _is_number(evaluated.get(n, train.get(n)))]
     if not names:
         return ""
     rows = [[_title(n), *(_cell(n, d.get(n)) for d in (train, evaluated))] for n in names]

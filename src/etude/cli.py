@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from etude import catalog
-from etude.errors import EtudeError, Interrupted, MissingError, UsageError, nearest
+from etude.errors import EtudeError, Interrupted, UsageError, nearest
 
 if TYPE_CHECKING:
     from etude.engine.recipe import Recipe
@@ -66,7 +66,10 @@ def list_(arguments: list[str]) -> int:
     if options.json:
         _json([row.json() for row in catalog.SYSTEMS])
         return 0
-    _table([["SYSTEM", "TITLE", "PAPER", "RECIPES"]] + [[r.name, r.title, r.paper, ", ".join(r.recipes)] for r in catalog.SYSTEMS])
+    _table(
+        [["SYSTEM", "TITLE", "PAPER", "RECIPES"]]
+        + [[r.name, r.title, r.paper, ", ".join(r.recipes)] for r in catalog.SYSTEMS]
+    )
     print("\netude info SYSTEM tells more; etude train RECIPE trains.")
     return 0
 
@@ -74,7 +77,9 @@ def list_(arguments: list[str]) -> int:
 def info(arguments: list[str]) -> int:
     """All about a system, a recipe or a run directory."""
     parser = _parser("info")
-    parser.add_argument("what", help="a system (resnet), a recipe (resnet.digits), a size (resnet50) or a run directory")
+    parser.add_argument(
+        "what", help="a system (resnet), a recipe (resnet.digits), a size (resnet50) or a run directory"
+    )
     options = parser.parse_args(arguments)
     what = options.what
     if what in catalog.recipes():
@@ -100,7 +105,9 @@ def info(arguments: list[str]) -> int:
 
 def _said(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {number:,}" if isinstance(number, int) else f"{key} {number}" for key, number in value.items())
+        return ", ".join(
+            f"{key} {number:,}" if isinstance(number, int) else f"{key} {number}" for key, number in value.items()
+        )
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
@@ -111,7 +118,9 @@ def train(arguments: list[str]) -> int:
     """Train a recipe: etude train RECIPE [--steps 500] [--optim.lr 0.05] [--run DIR] [--dry-run]."""
     names = catalog.recipes()
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: etude train RECIPE [flags]\n\n{train.__doc__}\nThe flags of a recipe: etude train RECIPE --help\n")
+        print(
+            f"usage: etude train RECIPE [flags]\n\n{train.__doc__}\nThe flags of a recipe: etude train RECIPE --help\n"
+        )
         print("recipes: " + ", ".join(names))
         return 0 if arguments else 2
     name = arguments[0]
@@ -154,7 +163,11 @@ def _recipe_flags(recipe: Recipe, arguments: list[str]) -> tuple[Recipe, _Option
 
     words: list[str] = []
     for word in arguments:
-        plain = not word.startswith("-") and "=" in word and word.split("=")[0].replace(".", "_").replace("-", "_").isidentifier()
+        plain = (
+            not word.startswith("-")
+            and "=" in word
+            and word.split("=")[0].replace(".", "_").replace("-", "_").isidentifier()
+        )
         words += ["--" + word.partition("=")[0], word.partition("=")[2]] if plain else [word]
 
     plainly = tyro.conf.arg(name="")  # --steps, not --recipe.steps
@@ -179,7 +192,9 @@ def _recipe_flags(recipe: Recipe, arguments: list[str]) -> tuple[Recipe, _Option
         word = unknown[0]
         same = [flag for flag in known if flag.split(".")[-1].lstrip("-") == word.lstrip("-").replace("_", "-")]
         hint = f"did you mean {same[0]}?" if same else nearest(word.replace("_", "-"), known)
-        raise UsageError(f"etude train {recipe.name}: unknown flag {word}", hint=hint or f"etude train {recipe.name} --help")
+        raise UsageError(
+            f"etude train {recipe.name}: unknown flag {word}", hint=hint or f"etude train {recipe.name} --help"
+        )
     return flags.recipe, flags.options
 
 
@@ -213,7 +228,9 @@ def _trained(result: dict[str, Any], directory: Path | None, as_json: bool) -> i
         return 0
     measures = "  ".join(f"{name} {value:.4g}" for name, value in result["eval"].items())
     if directory is None:
-        print(f"dry run of {result['recipe']}: {result['steps']} steps and an evaluation went through; nothing was written")
+        print(
+            f"dry run of {result['recipe']}: {result['steps']} steps and an evaluation went through; nothing was written"
+        )
         return 0
     rows = [["test", measures], ["run", str(directory)], ["report", str(directory / "report.html")]]
     _table([*rows, ["next", f"etude predict {directory} --samples 8"]])
@@ -286,7 +303,9 @@ def predict(arguments: list[str]) -> int:
             result.save(folder / f"{i:04d}-{Path(name).stem}.png")
     if options.json:
         said = [result.json() | {"input": name} for name, result in results]
-        _json({"run": str(run.path), "results": said, "errors": [{"input": name, "error": str(e)} for name, e in errors]})
+        _json(
+            {"run": str(run.path), "results": said, "errors": [{"input": name, "error": str(e)} for name, e in errors]}
+        )
     else:
         _table([[name, *result.row()] for name, result in results])
     for _, error in errors:
@@ -359,7 +378,10 @@ def verify(arguments: list[str]) -> int:
     if options.json:
         _json([check.json() for check in checks])
     else:
-        rows = [[c.system, c.reference, c.quantity, f"{c.error:.1e}", f"{c.bound:.0e}", "ok" if c.ok else "FAILED"] for c in checks]
+        rows = [
+            [c.system, c.reference, c.quantity, f"{c.error:.1e}", f"{c.bound:.0e}", "ok" if c.ok else "FAILED"]
+            for c in checks
+        ]
         _table([["SYSTEM", "REFERENCE", "QUANTITY", "ERROR", "BOUND", "VERDICT"], *rows])
     return 0 if all(check.ok for check in checks) else 1
 
@@ -381,7 +403,15 @@ def bench(arguments: list[str]) -> int:
         _json(document)
     else:
         head = ["WHAT", "OURS", "PEER", "RATIO", "TARGET"]
-        _table([head, *([r["what"], _rate(r, "ours"), _rate(r, "peer"), _ratio(r["ratio"]), _ratio(r["target"])] for r in document["rows"])])
+        _table(
+            [
+                head,
+                *(
+                    [r["what"], _rate(r, "ours"), _rate(r, "peer"), _ratio(r["ratio"]), _ratio(r["target"])]
+                    for r in document["rows"]
+                ),
+            ]
+        )
     return 0
 
 

@@ -3,7 +3,6 @@
 An error says what is wrong, where, why, and the command or change to try; `hint` is that last part.
 """
 
-
 import difflib
 from collections.abc import Iterable
 

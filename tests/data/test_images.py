@@ -74,7 +74,13 @@ def test_mixup_by_hand():
 def test_prepared_pictures_are_those_of_the_test_split(tmp_path):
     image = DIGITS.open().fetch("test", [5])["image"][0]
     Image.fromarray(image[0].numpy()).save(tmp_path / "digit.png")
-    for raw in (tmp_path / "digit.png", str(tmp_path / "digit.png"), (tmp_path / "digit.png").read_bytes(), image, image[0].numpy()):
+    for raw in (
+        tmp_path / "digit.png",
+        str(tmp_path / "digit.png"),
+        (tmp_path / "digit.png").read_bytes(),
+        image,
+        image[0].numpy(),
+    ):
         assert torch.equal(DIGITS.prepare(raw), image)
     large = Image.fromarray(image[0].numpy()).convert("RGB").resize((80, 160), Image.Resampling.NEAREST)
     assert DIGITS.prepare(large).shape == (1, 8, 8)
@@ -93,9 +99,15 @@ def folder(tmp_path):
 
 
 def test_any_folder_of_pictures(folder):
-    data = Images(source="folder", path=str(folder), size=24, mean=(0.5,) * 3, std=(0.5,) * 3, augment=Augment(flip=0.5))
+    data = Images(
+        source="folder", path=str(folder), size=24, mean=(0.5,) * 3, std=(0.5,) * 3, augment=Augment(flip=0.5)
+    )
     dataset = data.open()
-    assert dataset.sizes == {"train": 12, "test": 6} and dataset.facts["classes"] == ["cat", "dog"] and not dataset.in_memory
+    assert (
+        dataset.sizes == {"train": 12, "test": 6}
+        and dataset.facts["classes"] == ["cat", "dog"]
+        and not dataset.in_memory
+    )
     batch = dataset.batch(seed=0, step=1, batch_size=5)
     assert batch["image"].shape == (5, 3, 24, 24) and batch["image"].dtype == torch.uint8
     assert torch.equal(batch["image"], dataset.batch(seed=0, step=1, batch_size=5)["image"])

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from toys import TYPES, Net, everything
 from torch import Tensor, nn
+from toys import TYPES, Net, everything
 
 from etude.data.base import Batch
 from etude.engine import fit

@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 from toys import Blobs, Net, everything, game
 
 from etude.data import order
-from etude.engine import fit
 from etude.engine.optim import Optim
 from etude.engine.parallel import join, leave
 from etude.engine.trainer import Trainer

@@ -19,7 +19,12 @@ def groups(step: int) -> checkpoint.Groups:
     torch.manual_seed(step)
     kernel = torch.randn(8, 3, 3, 3).to(memory_format=torch.channels_last)
     return {
-        "model": {"w": torch.randn(64, 33), "kernel": kernel, "count": torch.tensor(step), "half": torch.randn(5).bfloat16()},
+        "model": {
+            "w": torch.randn(64, 33),
+            "kernel": kernel,
+            "count": torch.tensor(step),
+            "half": torch.randn(5).bfloat16(),
+        },
         "optim": {"model/w/exp_avg": torch.randn(64, 33)},
     }
 
@@ -77,7 +82,10 @@ def test_damage_is_detected_and_the_older_one_used(tmp_path, damage, file):
     save(tmp_path, 2)
     damage(tmp_path / "step-2" / file)
     said: list[str] = []
-    if (damage, file) == (flip, "manifest.json"):  # a flip in white space or a name may leave the manifest's meaning alone
+    if (damage, file) == (
+        flip,
+        "manifest.json",
+    ):  # a flip in white space or a name may leave the manifest's meaning alone
         try:
             load_checkpoint(tmp_path, 2)
             return
@@ -116,7 +124,10 @@ def test_a_manifest_cannot_name_files_elsewhere(tmp_path):
     save(tmp_path, 1)
     (tmp_path / "secret").write_bytes(b"x")
     manifest = json.loads((tmp_path / "step-1" / "manifest.json").read_text())
-    manifest["files"]["../secret"] = {"bytes": 1, "sha256": "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"}
+    manifest["files"]["../secret"] = {
+        "bytes": 1,
+        "sha256": "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881",
+    }
     (tmp_path / "step-1" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(RefusedError, match="outside"):
         load_checkpoint(tmp_path, 1)

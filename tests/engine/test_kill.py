@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from kill_worker import RECIPE
 
 from etude.engine import checkpoint
@@ -30,7 +29,10 @@ def errors(directory: Path) -> str:
 
 def outcome(directory: Path) -> dict[str, str]:
     """Digests of weights, optimiser and averages, and of the files that must not differ."""
-    files = {name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in ("metrics.jsonl", "weights.safetensors")}
+    files = {
+        name: hashlib.sha256((directory / name).read_bytes()).hexdigest()
+        for name in ("metrics.jsonl", "weights.safetensors")
+    }
     final = checkpoint.load_checkpoint(directory / "checkpoints", STEPS).groups
     return {name: checkpoint.digest(tensors) for name, tensors in final.items()} | files
 

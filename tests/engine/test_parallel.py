@@ -20,7 +20,14 @@ NAMES = ["batchnorm", "accumulated", "sgd", "held-out", "sharded"]
 def launch(directory: Path, processes: int) -> None:
     command = [sys.executable, str(WORKER), str(directory)]
     if processes > 1:
-        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=29533", *command[1:]]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            f"--nproc-per-node={processes}",
+            "--master-port=29533",
+            *command[1:],
+        ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -243,7 +243,9 @@ def test_nan_is_explained_and_replayed(tmp_path, change, words):
     assert f"at step {step}: {finding.what}" in str(failure.value)
     weights = checkpoint.load_file(run.path / "replay" / "weights.safetensors")
     if "optim" not in change:  # with a rate of 1e30 the weights are what went wrong
-        assert all(torch.isfinite(value).all() for value in weights.values() if value.is_floating_point() and value.ndim > 1)
+        assert all(
+            torch.isfinite(value).all() for value in weights.values() if value.is_floating_point() and value.ndim > 1
+        )
 
 
 def test_dry_run_writes_nothing(tmp_path, monkeypatch):
@@ -291,4 +293,6 @@ def test_facts_of_the_run(tmp_path):
         "recipe.json", "env.json", "metrics.jsonl", "result.json", "report.html", "checkpoints", "weights.safetensors", "log.txt",
     }  # fmt: skip
     assert run.recipe == everything(steps=3)
-    assert run.result["weights_sha256"] == checkpoint.digest(checkpoint.load_weights_file(run.path / "weights.safetensors"))
+    assert run.result["weights_sha256"] == checkpoint.digest(
+        checkpoint.load_weights_file(run.path / "weights.safetensors")
+    )

@@ -51,7 +51,10 @@ def test_mixup_loss_by_hand():
 def test_measures_equal_scikit_learn():
     torch.manual_seed(1)
     logits, labels = torch.randn(97, 12), torch.randint(12, (97,))
-    batches = [{"image": logits[a : a + 30], "label": labels[a : a + 30], "index": torch.arange(a, min(a + 30, 97))} for a in range(0, 97, 30)]
+    batches = [
+        {"image": logits[a : a + 30], "label": labels[a : a + 30], "index": torch.arange(a, min(a + 30, 97))}
+        for a in range(0, 97, 30)
+    ]
     measured = {name: metric.value() for name, metric in Classify().evaluate(Fixed(), batches).items()}
     p = logits.softmax(1).numpy().astype(np.float64)
     p /= p.sum(1, keepdims=True)
@@ -72,7 +75,9 @@ def test_figures_show_the_matrix_and_the_mistakes():
     wrong = nn.functional.one_hot((batch["label"] + 1) % 10, 10).float()
     measured = Classify().evaluate(Fixed(), [batch | {"image": wrong}])
     matrix, images = Classify().figures(measured, dataset, "test")
-    assert matrix["kind"] == "matrix" and sum(map(sum, matrix["values"])) == 40 and matrix["labels"] == list("0123456789")
+    assert (
+        matrix["kind"] == "matrix" and sum(map(sum, matrix["values"])) == 40 and matrix["labels"] == list("0123456789")
+    )
     assert images["kind"] == "images" and len(images["items"]) == 24
     assert "taken for" in images["items"][0]["caption"]
 

@@ -61,7 +61,9 @@ def in_turns(*contestants: Callable[[], Any], rounds: int, warmup: int = 1) -> l
     return [statistics.median(taken) for taken in times]
 
 
-def row(name: str, what: str, ours: float, peer: float, *, unit: str, peer_name: str, peer_version: str, target: float) -> Row:
+def row(
+    name: str, what: str, ours: float, peer: float, *, unit: str, peer_name: str, peer_version: str, target: float
+) -> Row:
     """A comparison of rates: the ratio says how many times the peer's speed ours is."""
     return {
         "name": name,

@@ -37,14 +37,18 @@ class Images(Data):
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
-            raise UsageError(f"data.mean and data.std need 1 or 3 channels; they have {len(self.mean)} and {len(self.std)}")
+            raise UsageError(
+                f"data.mean and data.std need 1 or 3 channels; they have {len(self.mean)} and {len(self.std)}"
+            )
         if min(self.std) <= 0:
             raise UsageError(f"data.std is {self.std}; every entry must be positive")
         if self.mixup < 0 or self.validation < 0:
             raise UsageError(f"data.mixup {self.mixup} and data.validation {self.validation} must not be negative")
         held = source(self.source)
         if self.size is not None and (self.size < 1 or held.side not in (0, self.size)):
-            raise UsageError(f"data.size is {self.size}; pictures of {self.source} have {held.side or 'a positive number of'} pixels a side")
+            raise UsageError(
+                f"data.size is {self.size}; pictures of {self.source} have {held.side or 'a positive number of'} pixels a side"
+            )
 
     @property
     def side(self) -> int:
@@ -119,7 +123,9 @@ class ImageDataset(Dataset):
         if epochs is not None:
             crops = order.uniform(seed, epochs, places, decode.CROP_UNIFORMS, order.CROP)
         side, channels = self.data.side, len(self.data.mean)
-        return torch.stack([files.decode(row, side, crop, channels=channels) for row, crop in zip(rows.tolist(), crops)])
+        return torch.stack(
+            [files.decode(row, side, crop, channels=channels) for row, crop in zip(rows.tolist(), crops)]
+        )
 
     def finish(self, batch: Batch, *, seed: int = 0) -> Batch:
         """Augment (training batches), normalise, mix."""
@@ -139,7 +145,8 @@ class ImageDataset(Dataset):
         images, labels = batch["image"], batch["label"]
         if len(images) % 2:
             raise UsageError(
-                f"mixup pairs samples, and {len(images)} samples a process are odd", hint="--batch-size of an even number"
+                f"mixup pairs samples, and {len(images)} samples a process are odd",
+                hint="--batch-size of an even number",
             )
         drawn = order.beta(seed, epochs[::2].numpy(), batch["index"][::2].numpy(), self.data.mixup)
         mix = torch.from_numpy(np.repeat(drawn, 2).astype(np.float32)).to(images.device)

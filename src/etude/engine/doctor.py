@@ -26,14 +26,23 @@ def examine() -> list[Row]:
         ("packages", *_packages()),
         ("processor", True, f"{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads in use"),
         ("device", True, torch.cuda.get_device_name(device) if device.type == "cuda" else device.type),
-        ("bf16", True, "in hardware: precision auto takes it" if computes_bf16(device) else "not in hardware: precision auto takes fp32"),
+        (
+            "bf16",
+            True,
+            "in hardware: precision auto takes it"
+            if computes_bf16(device)
+            else "not in hardware: precision auto takes fp32",
+        ),
         ("memory", *_memory()),
         ("disk", *_disk(Path.cwd())),
         ("compiler", True, shutil.which("g++") or shutil.which("clang++") or "none: --compile falls back to eager"),
         ("processes", *_processes()),
         ("data home", *_home()),
     ]
-    return rows + [("data " + status.name, status.state != "damaged", status.path or f"{status.state}: {status.hint}") for status in fetch.statuses()]
+    return rows + [
+        ("data " + status.name, status.state != "damaged", status.path or f"{status.state}: {status.hint}")
+        for status in fetch.statuses()
+    ]
 
 
 def _torch() -> tuple[bool, str]:
@@ -57,12 +66,16 @@ def _memory() -> tuple[bool, str]:
         return True, "not known on this system"
     page = os.sysconf("SC_PAGE_SIZE")
     free, total = page * os.sysconf("SC_AVPHYS_PAGES"), page * os.sysconf("SC_PHYS_PAGES")
-    return free > 2 << 30, f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free" + ("" if free > 2 << 30 else "; training may not fit")
+    return free > 2 << 30, f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free" + (
+        "" if free > 2 << 30 else "; training may not fit"
+    )
 
 
 def _disk(path: Path) -> tuple[bool, str]:
     free = shutil.disk_usage(path).free
-    return free > 1 << 30, f"{free / 1e9:.1f} GB free at {path}" + ("" if free > 1 << 30 else "; checkpoints may not fit")
+    return free > 1 << 30, f"{free / 1e9:.1f} GB free at {path}" + (
+        "" if free > 1 << 30 else "; checkpoints may not fit"
+    )
 
 
 def _processes() -> tuple[bool, str]:

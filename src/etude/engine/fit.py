@@ -1,6 +1,5 @@
 """Train a recipe into a run, go on with one, or only try."""
 
-import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -26,18 +25,13 @@ def train(
     if run is not None and (Path(run) / "recipe.json").exists():
         raise UsageError(f"{run} holds a run already; nothing is overwritten", hint=f"etude resume {run}")
     world = join(device, shard=recipe.shard)
+    trainer = Trainer(
+        recipe, None, world=world, workers=workers, quiet=quiet
+    )  # what does not fit shows before a directory is made
     directory = (Path(run) if run is not None else runs.new_directory(recipe.name)) if world.rank == 0 else None
-    directory = world.gather(directory)[0]
+    directory = trainer.directory = world.gather(directory)[0]
     assert directory
     directory.mkdir(parents=True, exist_ok=True)
-    try:
-        trainer = Trainer(recipe, directory, world=world, workers=workers, quiet=quiet)
-    except BaseException:
-        if world.rank == 0:  # nothing has been trained: leave no empty directory behind
-            (directory / "log.txt").unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                directory.rmdir()
-        raise
     if world.rank == 0:
         facts, params = trainer.dataset.facts, trainer.params
         runs.begin(directory, recipe, device=world.device, precision=trainer.precision, facts=facts, params=params)

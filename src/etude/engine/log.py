@@ -8,7 +8,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -26,13 +26,18 @@ class _Measures(ProgressColumn):
 class Log:
     """Messages, and one live line: step, losses, samples a second, time left. Plain lines where stderr is no terminal."""
 
-    def __init__(self, path: Path | None, *, quiet: bool = False):
+    def __init__(self, *, quiet: bool = False):
         self.quiet = quiet
         self.console = Console(stderr=True, highlight=False, soft_wrap=True, no_color="NO_COLOR" in os.environ or None)
         self.live = not quiet and self.console.is_terminal and os.environ.get("TERM") != "dumb"
-        self._file = open(path, "a", encoding="utf-8") if path else None
+        self._file: IO[str] | None = None
         self._bar: Progress | None = None
         self._said = time.monotonic()
+
+    def keep(self, path: Path) -> None:
+        """From now on, keep what is said in this file too."""
+        if self._file is None:
+            self._file = open(path, "a", encoding="utf-8")
 
     def __call__(self, message: str) -> None:
         """Say a line, and keep it in log.txt with the time."""
@@ -52,7 +57,9 @@ class Log:
         """Show the live line."""
         if self.live:
             columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(24), _Measures(), TextColumn("left"))
-            self._bar = Progress(*columns, TimeRemainingColumn(compact=True), console=self.console, refresh_per_second=4)
+            self._bar = Progress(
+                *columns, TimeRemainingColumn(compact=True), console=self.console, refresh_per_second=4
+            )
             self._task = self._bar.add_task("train", total=steps, completed=step)
             self._bar.start()
 

@@ -49,9 +49,7 @@ class Finding:
         return {"what": self.what, "layer": self.layer, "samples": self.samples}
 
 
-def explain(
-    model: nn.Module, loss_fn: LossFn, batch: Batch, parts: int, autocast: AbstractContextManager
-) -> Finding:
+def explain(model: nn.Module, loss_fn: LossFn, batch: Batch, parts: int, autocast: AbstractContextManager) -> Finding:
     """Take an update again, part by part, with every layer watched, and name the first value that is not finite, in
     the order of cause: input, weights, forward pass, loss, backward pass."""
     finding = Finding("")
@@ -76,7 +74,9 @@ def _explain_part(model: nn.Module, loss_fn: LossFn, batch: Batch, autocast: Abs
     def samples(tensor: Tensor) -> list[int]:
         if tensor.ndim == 0 or len(tensor) != len(indices):
             return []
-        rows = (~torch.isfinite(tensor.detach().float())).flatten(1).any(1) if tensor.ndim > 1 else ~torch.isfinite(tensor)
+        rows = (
+            (~torch.isfinite(tensor.detach().float())).flatten(1).any(1) if tensor.ndim > 1 else ~torch.isfinite(tensor)
+        )
         return [indices[i] for i in rows.nonzero().flatten().tolist()]
 
     for name, value in batch.items():
@@ -106,8 +106,12 @@ def _explain_part(model: nn.Module, loss_fn: LossFn, batch: Batch, autocast: Abs
         layer, rows = watch.backward
         bad = [indices[i] for i in rows if i < len(indices)]
         if layer is None:
-            return Finding(f"the loss is finite, but its gradient at the model's output is not, for {_these(bad)}", None, bad)
-        return Finding(f"the backward pass of layer {layer} made a gradient that is not finite, for {_these(bad)}", layer, bad)
+            return Finding(
+                f"the loss is finite, but its gradient at the model's output is not, for {_these(bad)}", None, bad
+            )
+        return Finding(
+            f"the backward pass of layer {layer} made a gradient that is not finite, for {_these(bad)}", layer, bad
+        )
     for name, p in model.named_parameters():
         if p.grad is not None and not torch.isfinite(p.grad).all():
             return Finding(f"the gradient of the weight {name} is not finite", name.rpartition(".")[0] or name)
@@ -136,7 +140,9 @@ class _Watch:
             outputs = [o for o in (output if isinstance(output, tuple | list) else [output]) if isinstance(o, Tensor)]
             for value in outputs:
                 if self.forward is None and not torch.isfinite(value).all():
-                    finite = all(torch.isfinite(i).all() for i in inputs if isinstance(i, Tensor) and i.is_floating_point())
+                    finite = all(
+                        torch.isfinite(i).all() for i in inputs if isinstance(i, Tensor) and i.is_floating_point()
+                    )
                     self.forward = (name, value.detach(), bool(finite))
                 if value.requires_grad:
                     value.register_hook(lambda grad: self._gradient(name, grad))

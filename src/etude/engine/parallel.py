@@ -90,7 +90,9 @@ class _Called(nn.Module):
 class Player:
     """The weights that one optimiser moves, and the call that computes their gradients over all processes."""
 
-    def __init__(self, model: nn.Module, module: nn.Module, mine: list[nn.Parameter], others: list[nn.Parameter], world: World):
+    def __init__(
+        self, model: nn.Module, module: nn.Module, mine: list[nn.Parameter], others: list[nn.Parameter], world: World
+    ):
         self.module, self.parameters, self._others = module, mine, others
         self.take_turn()
         self.call: nn.Module = _Called(model)
@@ -166,7 +168,7 @@ class _AllReduce(torch.autograd.Function):
     """The sum over all processes; its gradient is the sum of their gradients."""
 
     @staticmethod
-    def forward(ctx, value: Tensor) -> Tensor:  # noqa: ARG004
+    def forward(ctx, value: Tensor) -> Tensor:
         value = value.clone()
         dist.all_reduce(value)
         return value
@@ -215,7 +217,9 @@ def _sync_batchnorm(model: nn.Module) -> nn.Module:
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
-                shared = SyncBatchNorm(child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats)
+                shared = SyncBatchNorm(
+                    child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
+                )
                 shared.load_state_dict(child.state_dict())
                 shared.train(child.training)
                 setattr(parent, name, shared)

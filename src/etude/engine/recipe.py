@@ -141,7 +141,9 @@ def _encode(value: Any) -> Any:
         return {str(key): _encode(item) for key, item in value.items()}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise UsageError(f"a recipe holds a {type(value).__name__}; only plain values and frozen dataclasses may stand in it")
+    raise UsageError(
+        f"a recipe holds a {type(value).__name__}; only plain values and frozen dataclasses may stand in it"
+    )
 
 
 def _lookup(tag: str, allowed: dict[str, type]) -> type:
@@ -170,7 +172,9 @@ def _decode(value: Any, hint: Any, where: str, allowed: dict[str, type]) -> Any:
         if unknown:
             raise RefusedError(f"{where} has fields that {value['type']} does not know: {', '.join(sorted(unknown))}")
         parts = {
-            name: _decode(item, hints[name], f"{where}.{name}", allowed) for name, item in value.items() if name in names
+            name: _decode(item, hints[name], f"{where}.{name}", allowed)
+            for name, item in value.items()
+            if name in names
         }
         try:
             return check(kind(**parts), hint, where)
@@ -188,7 +192,9 @@ def check(value: Any, hint: Any, where: str) -> Any:
         if value not in arguments:
             nearest = difflib.get_close_matches(str(value), [str(a) for a in arguments], 1)
             hint_text = f"did you mean {nearest[0]}?" if nearest else ""
-            raise UsageError(f"{where} is {value!r}; it must be one of {', '.join(map(str, arguments))}", hint=hint_text)
+            raise UsageError(
+                f"{where} is {value!r}; it must be one of {', '.join(map(str, arguments))}", hint=hint_text
+            )
         return value
     if origin in (typing.Union, types.UnionType):
         for option in arguments:

@@ -20,7 +20,9 @@ from etude.tasks.base import Logs, LossFn
 
 def seed_step(seed: int, step: int, rank: int, number: int, device: torch.device) -> None:
     """Dropout masks and other draws inside a loss follow from (seed, step, rank, update within the step) alone."""
-    mixed = seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB + number * 0xD6E8FEB86659FD93
+    mixed = (
+        seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB + number * 0xD6E8FEB86659FD93
+    )
     value = (mixed ^ (mixed >> 29)) & 0x7FFFFFFFFFFFFFFF
     if device.type == "cpu":
         torch.default_generator.manual_seed(value)  # a microsecond, where torch.manual_seed asks every backend
@@ -41,7 +43,9 @@ def replay(run: Run, *, device: str = "auto") -> tuple[int, monitor.Finding]:
     """Take a run's failed step again: (step, what was found)."""
     folder = run.path / "replay"
     if not folder.is_dir():
-        raise MissingError(f"{run.path} has no failed step to replay", hint="a run that stops with NaN or Inf leaves one")
+        raise MissingError(
+            f"{run.path} has no failed step to replay", hint="a run that stops with NaN or Inf leaves one"
+        )
     try:
         about = json.loads((folder / "replay.json").read_text())
         weights, batch = load_file(folder / "weights.safetensors"), load_file(folder / "batch.safetensors")

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from etude.engine import checkpoint, report
+from etude import report
+from etude.engine import checkpoint
 from etude.engine.evaluate import measure, numbers
 from etude.engine.parallel import World
 from etude.engine.precision import Resolved, autocast, computes_bf16, pick_device
@@ -39,7 +40,9 @@ def new_directory(name: str, root: Path = Path("runs")) -> Path:
             number += 1
 
 
-def begin(directory: Path, recipe: Recipe, *, device: torch.device, precision: Resolved, facts: dict[str, Any], params: int):
+def begin(
+    directory: Path, recipe: Recipe, *, device: torch.device, precision: Resolved, facts: dict[str, Any], params: int
+):
     """Write recipe.json and env.json: what is trained, on what, and how it was asked for."""
     document = {"recipe": recipe.name, "etude": version(), "config": recipe.to_json()}
     environment = {
@@ -51,7 +54,9 @@ def begin(directory: Path, recipe: Recipe, *, device: torch.device, precision: R
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": precision,
-        "command": " ".join(["etude", *sys.argv[1:]]) if Path(sys.argv[0]).name in ("etude", "__main__.py") else "Python",
+        "command": " ".join(["etude", *sys.argv[1:]])
+        if Path(sys.argv[0]).name in ("etude", "__main__.py")
+        else "Python",
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "params": params,
         "data": facts,

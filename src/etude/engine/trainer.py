@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from etude import report
 from etude.data.base import Batch, Dataset
-from etude.engine import checkpoint, log, monitor, report
+from etude.engine import checkpoint, log, monitor
 from etude.engine.evaluate import arrive, leave, measure, numbers
 from etude.engine.log import duration
 from etude.engine.optim import EMA, by_player
@@ -45,8 +46,8 @@ SAVE, STOP = 1, 2
 class Trainer:
     """Trains a recipe into a run directory, from the beginning or from its newest good checkpoint.
 
-    `update` owns autocast, accumulation, clipping, sharding and the optimiser; nothing else does. `directory` None
-    keeps nothing (a dry run).
+    `update` owns autocast, accumulation, clipping, sharding and the optimiser; nothing else does. `directory` may be
+    set until `fit` or `resume` is called; None keeps nothing (a dry run).
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Trainer:
         keep_large_blocks()
         self.device = self.world.device
         self.precision = resolve(recipe.precision, self.device)
-        self.log = log.Log(directory / "log.txt" if directory and self.main else None, quiet=quiet or not self.main)
+        self.log = log.Log(quiet=quiet or not self.main)
         self.dataset: Dataset = recipe.data.open()
         if recipe.patience is not None and "validation" not in self.dataset.sizes:
             raise UsageError("patience needs held-out samples to judge by", hint="--data.validation 5000")
@@ -98,7 +99,11 @@ class Trainer:
     def _build(self) -> None:
         recipe = self.recipe
         torch.manual_seed(recipe.seed)
-        model: nn.Module = recipe.model.build()
+        try:
+            model: nn.Module = recipe.model.build()
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise UsageError(f"the model of {recipe.name} cannot be built: {error}") from error
+        recipe.task.check(model, self.dataset)
         model.to(self.device, memory_format=recipe.memory_format)
         self.model = distribute(model, self.world)
         if recipe.compile:
@@ -131,7 +136,9 @@ class Trainer:
                 logs[name] = logs[name] + value if name in logs else value
         self.scaler.unscale_(optimizer)
         norm = full(nn.utils.get_total_norm([p.grad for p in mine.parameters if p.grad is not None]))
-        finite = loss.detach() if self.scaler.is_enabled() else loss.detach() + norm  # the scaler skips infinite gradients
+        finite = (
+            loss.detach() if self.scaler.is_enabled() else loss.detach() + norm
+        )  # the scaler skips infinite gradients
         if not math.isfinite(finite.item()):
             raise monitor.NonFinite(loss_fn, batch, player, self._number)
         if self._health_due:
@@ -360,8 +367,13 @@ class Trainer:
             self._metrics.flush(sync=True)
             checkpoint.write_atomic(self.directory / "result.json", json.dumps(result, indent=1).encode())
             self._status("done")
-        said = f"{task.measure} {values[task.measure]:.2%}" if task.measure == "accuracy" else f"{values[task.measure]:.4g}"
+        said = (
+            f"{task.measure} {values[task.measure]:.2%}"
+            if task.measure == "accuracy"
+            else f"{values[task.measure]:.4g}"
+        )
         self.log(f"done: test {said} after {self.step} steps in {duration(self.seconds)}")
+        self.world.gather(None)  # nobody goes on before everything is written
         return result
 
     def _take_best(self) -> None:
@@ -406,7 +418,9 @@ class Trainer:
             kept = checkpoint.steps(folder)
             last = f"the last good one is step-{kept[0]}" if kept else "there is none yet"
             if final:
-                raise checkpoint.SaveError(f"{error}; {last}", hint=f"free space, then: etude resume {self.directory}") from error
+                raise checkpoint.SaveError(
+                    f"{error}; {last}", hint=f"free space, then: etude resume {self.directory}"
+                ) from error
             self.log(f"{error}; {last}; training goes on")
         self._saved = time.monotonic()
 
@@ -430,6 +444,7 @@ class Trainer:
         assert self.directory
         folder = self.directory / "checkpoints"
         if self.main:
+            self.log.keep(self.directory / "log.txt")
             checkpoint.sweep(folder)
         loaded = checkpoint.load_newest(folder, self.log)
         if loaded is None:
@@ -456,7 +471,9 @@ class Trainer:
             self.ema.updates = state["ema_updates"]
         self.scaler.load_state_dict(state["scaler"])
         if state["precision"] != self.precision:
-            self.log(f"precision was {state['precision']} and is {self.precision} here: results will differ in the last digits")
+            self.log(
+                f"precision was {state['precision']} and is {self.precision} here: results will differ in the last digits"
+            )
         self.step, self.seconds = state["step"], state["seconds"]
         self.best, self.since_best, self.evaluated = state["best"], state["since_best"], state["evaluated"]
         self.last_train = state["last_train"]
@@ -512,6 +529,7 @@ class Trainer:
         self._clock = self._shown = self._saved = time.monotonic()
         if not (self.directory and self.main):
             return
+        self.log.keep(self.directory / "log.txt")
         self._metrics = log.MetricLog(self.directory / "metrics.jsonl", keep_bytes=self._metrics_bytes)
         (self.directory / "error.txt").unlink(missing_ok=True)
         self._board = _tensorboard(self.directory)
@@ -525,7 +543,9 @@ class Trainer:
         self.log(f"etude {version()} · {recipe.name} · {self.params:,} parameters")
         self.log(f"device {self.device}{processes} ({torch.get_num_threads()} threads) · precision {self.precision}")
         self.log(f"data {self.dataset.facts.get('source', '')}: {held}")
-        self.log(f"{recipe.steps:,} steps of {recipe.batch_size} ({epochs:.1f} epochs) from step {self.step} · seed {recipe.seed}")
+        self.log(
+            f"{recipe.steps:,} steps of {recipe.batch_size} ({epochs:.1f} epochs) from step {self.step} · seed {recipe.seed}"
+        )
         if self.directory:
             self.log(f"run directory {self.directory}")
 

@@ -32,7 +32,9 @@ def imagenet() -> Recipe:
     return Recipe(
         name="mobilenet.imagenet",
         model=mobilenet.sizes["mobilenet_v2"],
-        data=Images(source="imagenet", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), augment=Augment(flip=0.5)),
+        data=Images(
+            source="imagenet", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), augment=Augment(flip=0.5)
+        ),
         task=Classify(),
         optim=Optim("sgd", lr=0.045, momentum=0.9, weight_decay=4e-5),
         schedule=Schedule("cosine", warmup=25_000),

@@ -76,7 +76,10 @@ def cifar10() -> Recipe:
         name="resnet.cifar10",
         model=small(width=64),
         data=Images(
-            source="cifar10", mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), augment=Augment(flip=0.5, crop=4)
+            source="cifar10",
+            mean=(0.4914, 0.4822, 0.4465),
+            std=(0.2470, 0.2435, 0.2616),
+            augment=Augment(flip=0.5, crop=4),
         ),
         task=Classify(),
         optim=SGD,
@@ -94,7 +97,9 @@ def imagenet() -> Recipe:
     return Recipe(
         name="resnet.imagenet",
         model=resnet.sizes["resnet50"],
-        data=Images(source="imagenet", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), augment=Augment(flip=0.5)),
+        data=Images(
+            source="imagenet", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), augment=Augment(flip=0.5)
+        ),
         task=Classify(),
         optim=dataclasses.replace(SGD, nesterov=False, weight_decay=1e-4, decay_vectors=True),
         schedule=Schedule("step", milestones=(1 / 3, 2 / 3)),

@@ -50,6 +50,9 @@ class Task:
     """The name in `evaluate`'s result by which runs are compared."""
     higher_is_better: ClassVar[bool] = False
 
+    def check(self, model: nn.Module, dataset: Dataset) -> None:
+        """Raise UsageError where model and data do not fit each other; called once, before training."""
+
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Logs]:
         """The scalar to descend, a mean over the samples of `batch`, and scalars to log."""
         raise TypeError(f"{type(self).__name__} defines neither loss nor step")

@@ -35,6 +35,21 @@ class Classify(Task):
         if not 0 <= self.label_smoothing < 1:
             raise UsageError(f"label_smoothing is {self.label_smoothing}; it must lie in [0, 1)")
 
+    @torch.no_grad()
+    def check(self, model: nn.Module, dataset: Dataset) -> None:
+        """Whether the model takes the pictures, and has an output for each class."""
+        image = dataset.finish(dataset.fetch("test", [0]))["image"]
+        try:
+            outputs = model.eval()(image).shape[1]
+        except RuntimeError as error:
+            raise UsageError(f"the model does not take pictures of shape {tuple(image.shape[1:])}: {error}") from error
+        model.train()
+        classes = len(dataset.facts["classes"])
+        if outputs != classes:
+            raise UsageError(
+                f"the model has {outputs} outputs, the data {classes} classes", hint=f"--model.num-classes {classes}"
+            )
+
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Logs]:
         """Mean cross-entropy; under Mixup, the two labels' losses in the same proportion as their pictures."""
         logits, labels = model(batch["image"]), batch["label"]
@@ -109,7 +124,9 @@ class Classify(Task):
             samples = [data.prepare(raw) for raw in chunk]
             probabilities = model(data.collate(samples)["image"].to(device)).float().softmax(1).tolist()
             classes = tuple(facts["classes"])
-            results += [Classification(p, classes, sample, _name(raw)) for p, sample, raw in zip(probabilities, samples, chunk)]
+            results += [
+                Classification(p, classes, sample, _name(raw)) for p, sample, raw in zip(probabilities, samples, chunk)
+            ]
         return results
 
 
@@ -158,7 +175,9 @@ class Classification:
         picture = _pil(self.image)
         scale = height / max(picture.size)
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        picture = picture.convert("RGB").resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS)
+        picture = picture.convert("RGB").resize(
+            size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS
+        )
         sheet = Image.new("RGB", (height + bar + 60, height + 40), "white")
         sheet.paste(picture, (20 + (height - size[0]) // 2, 20 + (height - size[1]) // 2))
         draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)

@@ -21,8 +21,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from etude.engine import charts, report
 from etude.errors import MissingError
+from etude.report import charts
+from etude.report import page as report
 
 VOID = {"meta", "link", "img", "br"}
 EVIL = "<script>alert(1)</script>"
@@ -555,7 +556,7 @@ def luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_every_colour_of_text_contrasts_in_both_themes(theme):
-    css = Path(report.__file__).with_name("report.css").read_text()
+    css = Path(report.__file__).with_name("page.css").read_text()
     colours = dict(re.findall(r"--([\w]+): (#\w+);", re.findall(r":root \{(.*?)\}", css, re.DOTALL)[theme]))
     for ground in ("page", "card", "bed"):
         for ink in ("text", "soft", "bad", *(f"c{i}" for i in range(charts.COLOURS))):
@@ -591,5 +592,5 @@ def test_writing_replaces_the_page_in_one_step(tmp_path, monkeypatch):
 
 
 def test_it_needs_no_torch():
-    code = "import sys, etude.engine.report; sys.exit('torch' in sys.modules)"
+    code = "import sys, etude.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

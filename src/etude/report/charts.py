@@ -1,8 +1,8 @@
 """Charts as inline SVG: lines, scatter, heat maps and confusion matrices, drawn from numbers by our own code.
 
 Each chart is a `<figure>` that is complete without a script: direct labels, the last values in its caption, a
-`<desc>` for those who listen. What the pointer reads out (`report.js`) lies beside it in a `data-read` attribute.
-Colours, type and dark mode come from `report.css` through classes: `c0` ... `c5` the series, `h0` ... `h11` the ramp
+`<desc>` for those who listen. What the pointer reads out (`page.js`) lies beside it in a `data-read` attribute.
+Colours, type and dark mode come from `page.css` through classes: `c0` ... `c5` the series, `h0` ... `h11` the ramp
 of a heat map.
 
 Lengths are user units of the viewBox, about one pixel each. Nothing here knows what a run is.

@@ -23,9 +23,9 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from etude.engine import charts
-from etude.engine.charts import Series, number, percent
 from etude.errors import MissingError
+from etude.report import charts
+from etude.report.charts import Series, number, percent
 
 REFRESH = 5
 """Seconds between two reloads of the page of a training run."""
@@ -716,7 +716,7 @@ def render(run: Path) -> str:
     ]
     sections = [s for s in sections if s[2]]
     here = Path(__file__).parent
-    style, script = (here / "report.css").read_text(), (here / "report.js").read_text()
+    style, script = (here / "page.css").read_text(), (here / "page.js").read_text()
     live = view.state == "training"
     written = max((f.stat().st_mtime for f in (run / "status.json", run / "metrics.jsonl") if f.exists()), default=0)
     part = f"{100 * view.done:.0f}\u202f% · " if live and view.done is not None else ""

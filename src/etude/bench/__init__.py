@@ -14,7 +14,7 @@ from etude.errors import UsageError, nearest
 
 NAMES = ("mlp", "resnet", "mobilenet", "augment")
 Row = dict[str, Any]
-"""{"name", "what", "ours", "peer", "unit", "peer_name", "peer_version", "ratio", "target"}; "note" where no peer ran."""
+"""{"name", "what", "ours", "peer", "unit", "peer_name", "peer_version", "ratio", "target"}; "note" if no peer ran."""
 
 
 def run(names: list[str] | None = None, *, threads: int = 2, compiled: bool = False) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def run(names: list[str] | None = None, *, threads: int = 2, compiled: bool = Fa
     torch.set_num_threads(threads)
     try:
         modules = [import_module(f"etude.bench.{name}") for name in names or NAMES]
-        rows = [row for module in modules for row in module.run(threads=threads, compiled=compiled)]
+        rows = [row for module in modules for row in module.run(compiled=compiled)]
     finally:
         torch.set_num_threads(before)
     return {"machine": machine(threads), "rows": rows}

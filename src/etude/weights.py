@@ -157,8 +157,10 @@ def state_dict(content: Any) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not content:
         raise RefusedError("it holds no state dict")
     for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise RefusedError(f"its entry {str(name)[:80]!r} is not a tensor but a {type(value).__name__}")
+        if not isinstance(name, str):
+            raise RefusedError(f"its entry {str(name)[:80]} is named by a {type(name).__name__}")
+        if not isinstance(value, Tensor):
+            raise RefusedError(f"its entry {name[:80]!r} is not a tensor but a {type(value).__name__}")
     if all(name.startswith("module.") for name in content):
         return {name.removeprefix("module."): tensor for name, tensor in content.items()}
     return dict(content)

@@ -12,8 +12,8 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -157,10 +157,8 @@ def _recipe_flags(recipe: Recipe, arguments: list[str]) -> tuple[Recipe, _Option
         plain = not word.startswith("-") and "=" in word and word.split("=")[0].replace(".", "_").replace("-", "_").isidentifier()
         words += ["--" + word.partition("=")[0], word.partition("=")[2]] if plain else [word]
 
-    @dataclass(frozen=True)
-    class Flags:
-        recipe: Annotated[Recipe, tyro.conf.arg(name="")]
-        options: Annotated[_Options, tyro.conf.arg(name="")]
+    plainly = tyro.conf.arg(name="")  # --steps, not --recipe.steps
+    Flags = make_dataclass("Flags", [("recipe", Annotated[Recipe, plainly]), ("options", Annotated[_Options, plainly])])
 
     caught = io.StringIO()
     try:
@@ -407,18 +405,41 @@ def data(arguments: list[str]) -> int:
     from etude.data import fetch
 
     if options.action == "list":
-        rows = fetch.status()
+        statuses = fetch.statuses()
         if options.json:
-            _json(rows)
+            _json([asdict(status) for status in statuses])
         else:
-            head = ["NAME", "HERE", "SAMPLES", "LICENCE", "FROM"]
-            _table([head, *([r["name"], r["here"], r["samples"], r["licence"], r["from"]] for r in rows)])
+            _table([["NAME", "STATE", "WHERE"], *([s.name, s.state, s.path or s.hint] for s in statuses)])
         return 0
     if options.name is None:
         raise UsageError(f"etude data {options.action} needs a name", hint="etude data list")
-    path = fetch.get(options.name, source=options.source) if options.action == "get" else fetch.path(options.name)
+    if options.action == "get":
+        with _transfer() as progress:
+            path = fetch.get(options.name, source=options.source, progress=progress)
+    else:
+        path = fetch.path(options.name)
     _json({"name": options.name, "path": str(path)}) if options.json else print(path)
     return 0
+
+
+@contextlib.contextmanager
+def _transfer() -> Iterator[Callable[[str, int, int], None] | None]:
+    """A bar on stderr for what is being fetched; nothing where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    with Progress(TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=Console(stderr=True)) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total or None)
+            bar.update(tasks[what], completed=done)
+
+        yield show
 
 
 def doctor(arguments: list[str]) -> int:
@@ -463,7 +484,8 @@ def _help() -> str:
 def _complain(error: EtudeError) -> None:
     """One line: what, where, why, and what to try."""
     message = " ".join(str(error).split())
-    print(f"etude: {message}" + (f" (try: {error.hint})" if error.hint else ""), file=sys.stderr)
+    hint = error.hint if error.hint.startswith("did you mean") else f"try: {error.hint}"
+    print(f"etude: {message}" + (f" ({hint})" if error.hint else ""), file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -78,7 +78,7 @@ class Net:
 
     def build(self) -> nn.Module:
         return nn.Sequential(
-            nn.Conv2d(1, self.width, 3, padding=1),
+            nn.Conv2d(1, self.width, 3, padding=1, bias=not self.batchnorm),
             nn.BatchNorm2d(self.width) if self.batchnorm else nn.Identity(),
             nn.ReLU(inplace=True),
             nn.Dropout(self.dropout),

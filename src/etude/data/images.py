@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from etude.data import order
+from etude.data import decode, order
 from etude.data.augment import Augment
 from etude.data.base import Batch, Data, Dataset
-from etude.data.decode import open_image
-from etude.data.sources import SOURCES, ImageArrays, ImageFiles
+from etude.data.sources import ImageArrays, ImageFiles, source
 from etude.errors import UsageError
 
 
@@ -23,9 +23,9 @@ class Images(Data):
     source: str = "digits"
     """A name that `etude data list` shows, or "folder" for any ImageFolder."""
     path: str = ""
-    """The directory, for sources that have no place of their own."""
+    """The directory, for sets that etude did not fetch."""
     size: int | None = None
-    """Side in pixels for folders and predictions (default: the source's own)."""
+    """Side in pixels of pictures from folders (default: the source's own, or 224)."""
     mean: tuple[float, ...] = (0.5,)
     """Per channel, of pixels scaled to 0..1; its length is the number of channels."""
     std: tuple[float, ...] = (0.5,)
@@ -36,26 +36,37 @@ class Images(Data):
     """Training samples held out to choose the best weights and to stop early."""
 
     def __post_init__(self) -> None:
-        if self.source not in SOURCES:
-            names = ", ".join(SOURCES)
-            raise UsageError(f"unknown data source {self.source!r}; there are {names}", hint="etude data list")
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
-            raise UsageError(f"data.mean and data.std need 1 or 3 channels each; they have {len(self.mean)}, {len(self.std)}")
+            raise UsageError(f"data.mean and data.std need 1 or 3 channels; they have {len(self.mean)} and {len(self.std)}")
+        if min(self.std) <= 0:
+            raise UsageError(f"data.std is {self.std}; every entry must be positive")
         if self.mixup < 0 or self.validation < 0:
             raise UsageError(f"data.mixup {self.mixup} and data.validation {self.validation} must not be negative")
+        held = source(self.source)
+        if self.size is not None and (self.size < 1 or held.side not in (0, self.size)):
+            raise UsageError(f"data.size is {self.size}; pictures of {self.source} have {held.side or 'a positive number of'} pixels a side")
 
     @property
     def side(self) -> int:
         """Side of the pictures in pixels."""
-        return self.size or SOURCES[self.source].size
+        return self.size or source(self.source).side or 224
 
     def open(self) -> "ImageDataset":
         """Read or find all splits."""
         return ImageDataset(self)
 
     def prepare(self, raw: Any) -> Tensor:
-        """A path, bytes, PIL image, array or tensor -> (C, side, side) uint8: shorter side resized, centre cropped."""
-        return open_image(raw, channels=len(self.mean), size=self.side)
+        """A path, bytes, PIL image, array or tensor -> (C, side, side) uint8, as the test split's pictures are made.
+
+        Pictures of a set with a fixed side are scaled and cropped to it; of folders, as `decode.load` says.
+        """
+        image = decode.open_image(raw, len(self.mean))
+        if source(self.source).side:
+            if image.size != (self.side, self.side):
+                image = ImageOps.fit(image, (self.side, self.side), Image.Resampling.BILINEAR)
+        else:
+            image = decode.evaluation_crop(image, self.side)
+        return decode.to_tensor(image)
 
     def collate(self, samples: list[Tensor]) -> Batch:
         """uint8 pictures -> {"image": (B, C, H, W) float32, normalised}."""
@@ -63,8 +74,8 @@ class Images(Data):
 
     def normalise(self, images: Tensor) -> Tensor:
         """(B, C, H, W) uint8 -> float32, (x / 255 - mean) / std."""
-        scale = torch.tensor([1 / (255 * s) for s in self.std], device=images.device).view(1, -1, 1, 1)
-        shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std)], device=images.device).view(1, -1, 1, 1)
+        scale = torch.tensor([1 / (255 * s) for s in self.std], device=images.device).view(-1, 1, 1)
+        shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std)], device=images.device).view(-1, 1, 1)
         return torch.addcmul(shift, images, scale)
 
 
@@ -73,67 +84,65 @@ class ImageDataset(Dataset):
 
     def __init__(self, data: Images):
         self.data = data
-        source = SOURCES[data.source]
-        train, test = source.load("train", data.path), source.load("test", data.path)
+        train, test = (source(data.source).load(split, data.path) for split in ("train", "test"))
         self.in_memory = isinstance(train, ImageArrays)
-        self._splits: dict[str, tuple[ImageArrays | ImageFiles, np.ndarray]] = {
-            "train": (train, np.arange(len(train.labels))),
-            "test": (test, np.arange(len(test.labels))),
-        }
+        if isinstance(train, ImageArrays) and train.images.shape[1] != len(data.mean):
+            raise UsageError(
+                f"pictures of {data.source} have {train.images.shape[1]} channels, data.mean has {len(data.mean)}"
+            )
+        rows = np.arange(len(train))
+        held_out = rows[:0]
         if data.validation:
-            if data.validation >= len(train.labels):
-                raise UsageError(f"data.validation is {data.validation} of only {len(train.labels)} training samples")
-            shuffled = order.permutation(0x5EED, 0, len(train.labels))
-            self._splits["validation"] = (train, np.sort(shuffled[: data.validation]))
-            self._splits["train"] = (train, np.sort(shuffled[data.validation :]))
+            if data.validation >= len(train):
+                raise UsageError(f"data.validation is {data.validation}, of only {len(train)} training samples")
+            shuffled = order.permutation(0x5EED, 0, len(train))
+            held_out, rows = np.sort(shuffled[: data.validation]), np.sort(shuffled[data.validation :])
+        self._splits = {"train": (train, rows), "test": (test, np.arange(len(test)))}
+        if data.validation:
+            self._splits["validation"] = (train, held_out)
         self.sizes = {split: len(rows) for split, (_, rows) in self._splits.items()}
         self.facts = {"source": data.source, "classes": list(train.classes), "sizes": self.sizes}
-        channels = train.images.shape[1] if isinstance(train, ImageArrays) else 3
-        if isinstance(train, ImageArrays) and channels != len(data.mean):
-            raise UsageError(f"{data.source} has {channels} channels, data.mean {len(data.mean)}")
 
     def fetch(self, split: str, indices: Sequence[int] | np.ndarray, *, epochs=None, seed: int = 0) -> Batch:
-        """These pictures as uint8; `epochs` (training) marks them for augmentation and, in folders, crops them at random."""
+        """These pictures as uint8; `epochs` (training) marks them for augmentation and crops those of folders."""
         held, rows = self._splits[split]
-        places = np.asarray(indices)
+        places = np.asarray(indices, dtype=np.int64)
         rows = torch.from_numpy(rows[places])
-        if isinstance(held, ImageArrays):
-            images = held.images[rows]
-        else:
-            images = self._decode(held, rows.numpy(), epochs, places, seed)
-        batch = {"image": images, "label": held.labels[rows], "index": torch.from_numpy(places.astype(np.int64))}
+        images = held.images[rows] if isinstance(held, ImageArrays) else self._decode(held, rows, epochs, places, seed)
+        batch = {"image": images, "label": held.labels[rows], "index": torch.from_numpy(places)}
         if epochs is not None:
             batch["epoch"] = torch.from_numpy(np.broadcast_to(epochs, places.shape).astype(np.int64))
         return batch
 
-    def _decode(self, files: ImageFiles, rows: np.ndarray, epochs, places: np.ndarray, seed: int) -> Tensor:
-        size = self.data.side
-        crops = None if epochs is None else order.uniform(seed, epochs, places, files.CROP_UNIFORMS, order.CROP)
-        pictures = [files.decode(int(row), size, None if crops is None else crops[i]) for i, row in enumerate(rows)]
-        return torch.stack(pictures)
+    def _decode(self, files: ImageFiles, rows: Tensor, epochs, places: np.ndarray, seed: int) -> Tensor:
+        crops = [None] * len(places)
+        if epochs is not None:
+            crops = order.uniform(seed, epochs, places, decode.CROP_UNIFORMS, order.CROP)
+        side, channels = self.data.side, len(self.data.mean)
+        return torch.stack([files.decode(row, side, crop, channels=channels) for row, crop in zip(rows.tolist(), crops)])
 
     def finish(self, batch: Batch, *, seed: int = 0) -> Batch:
         """Augment (training batches), normalise, mix."""
         batch, images, data = dict(batch), batch["image"], self.data
         epochs = batch.pop("epoch", None)
-        if epochs is not None:
-            images = data.augment(images, seed=seed, epochs=epochs.numpy(), indices=batch["index"].numpy())
-        images = data.normalise(images)
-        if epochs is not None and data.mixup:
-            images, batch = self._mix(images, batch, epochs, seed)
-        return batch | {"image": images}
+        if epochs is None:
+            return batch | {"image": data.normalise(images)}
+        images = data.augment(images, seed=seed, epochs=epochs.numpy(), indices=batch["index"].numpy())
+        batch["image"] = data.normalise(images)
+        return self._mix(batch, epochs, seed) if data.mixup else batch
 
-    def _mix(self, images: Tensor, batch: Batch, epochs: Tensor, seed: int) -> tuple[Tensor, Batch]:
+    def _mix(self, batch: Batch, epochs: Tensor, seed: int) -> Batch:
         """Neighbours 2k and 2k+1 mix with each other, so that a pair is never split over processes or accumulated parts.
 
         lambda is drawn for the pair's even member and used for both.
         """
+        images, labels = batch["image"], batch["label"]
         if len(images) % 2:
-            raise UsageError(f"mixup pairs samples: {len(images)} samples a process and part is odd; take an even batch")
-        first = batch["index"][::2].numpy()
-        drawn = order.beta(seed, epochs[::2].numpy(), first, self.data.mixup)
+            raise UsageError(
+                f"mixup pairs samples, and {len(images)} samples a process are odd", hint="--batch-size of an even number"
+            )
+        drawn = order.beta(seed, epochs[::2].numpy(), batch["index"][::2].numpy(), self.data.mixup)
         mix = torch.from_numpy(np.repeat(drawn, 2).astype(np.float32)).to(images.device)
         partner = torch.arange(len(images), device=images.device) ^ 1
-        weight = mix.view(-1, *[1] * (images.ndim - 1))
-        mixed = torch.lerp(images[partner], images, weight)
-        return mixed, batch | {"partner": batch["label"][partner], "mix": mix}
+        mixed = torch.lerp(images[partner], images, mix.view(-1, 1, 1, 1))
+        return batch | {"image": mixed, "partner": labels[partner], "mix": mix}

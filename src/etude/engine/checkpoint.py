@@ -186,7 +186,7 @@ def load_newest(directory: Path, say: Callable[[str], None]) -> Loaded | None:
 def save_weights(path: Path, tensors: dict[str, Tensor]) -> str:
     """Write a weight file that carries the digest of its own tensors; returns that digest."""
     sha = digest(tensors)
-    write_atomic(path, pack(tensors, {"sha256": sha, "format": "pt"}))
+    write_atomic(path, pack(tensors, {"sha256": sha}))  # one entry: safetensors writes several in a random order
     return sha
 
 

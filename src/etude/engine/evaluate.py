@@ -25,6 +25,11 @@ def arrive(batch: Batch, dataset: Dataset, recipe: Recipe, device: torch.device)
         batch = {n: v if n in stay else v.to(device, non_blocking=True) for n, v in batch.items()}
     if device.type == "cuda":
         batch = dataset.finish(batch, seed=recipe.seed)
+    return laid_out(batch, recipe)
+
+
+def laid_out(batch: Batch, recipe: Recipe) -> Batch:
+    """Pictures in the memory format that the recipe trains in."""
     if not recipe.channels_last:
         return batch
     return {n: v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v for n, v in batch.items()}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from etude.data.base import Batch
+from etude.engine.parallel import full
 from etude.tasks.base import LossFn
 
 
@@ -26,7 +27,7 @@ class NonFinite(Exception):
 def layer_norms(model: nn.Module) -> dict[str, float]:
     """The 2-norm of each layer's gradient (its weight and bias together), in the model's order."""
     named = [(name.rpartition(".")[0] or name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
-    norms = torch.stack(torch._foreach_norm([grad for _, grad in named])).double().tolist()
+    norms = torch.stack([full(norm) for norm in torch._foreach_norm([grad for _, grad in named])]).double().tolist()
     squares: dict[str, float] = {}
     for (layer, _), norm in zip(named, norms):
         squares[layer] = squares.get(layer, 0.0) + norm * norm

@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
+
 from etude.data.base import Data
 from etude.engine.optim import Optim, Schedule, by_player
 from etude.errors import RefusedError, UsageError
@@ -93,6 +95,11 @@ class Recipe:
     def evaluate_every(self) -> int:
         """Steps between evaluations."""
         return self.eval_every or max(1, self.steps // 10)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """How the model's kernels lie in memory."""
+        return torch.channels_last if self.channels_last else torch.preserve_format
 
     def with_(self, **changes: Any) -> "Recipe":
         """A variant with fields changed by dotted name: `recipe.with_(**{"optim.lr": 0.05, "steps": 200})`."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from etude.data.base import Batch
 from etude.engine import checkpoint, monitor
+from etude.engine.evaluate import laid_out
 from etude.engine.precision import autocast, pick_device
 from etude.engine.run import Run
 from etude.errors import MissingError, RefusedError
@@ -47,10 +48,10 @@ def replay(run: Run, *, device: str = "auto") -> tuple[int, monitor.Finding]:
     except (OSError, ValueError, SafetensorError) as error:
         raise RefusedError(f"{folder} is damaged: {error}") from None
     place = pick_device(device)
-    model = run.recipe.model.build().to(place)
+    model = run.recipe.model.build().to(place, memory_format=run.recipe.memory_format)
     model.load_state_dict(weights)
     stay = ("index", "epoch")
-    batch = {name: value if name in stay else value.to(place) for name, value in batch.items()}
+    batch = laid_out({name: value if name in stay else value.to(place) for name, value in batch.items()}, run.recipe)
     step, seed, calls = about["step"], run.recipe.seed, 0
 
     def update(loss_fn: LossFn, batch: Batch, player: str = "model") -> Logs:

@@ -47,7 +47,7 @@ def begin(directory: Path, recipe: Recipe, *, device: torch.device, precision: R
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": precision,
@@ -60,7 +60,8 @@ def begin(directory: Path, recipe: Recipe, *, device: torch.device, precision: R
     checkpoint.write_atomic(directory / "recipe.json", json.dumps(document, indent=1).encode())
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's model name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -142,8 +143,7 @@ class Run:
                 first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
                 raise RefusedError(f"the weights in {self.path} do not fit its recipe: {first}") from None
             self._model = model.eval()
-        format = torch.channels_last if self.recipe.channels_last else torch.preserve_format
-        return self._model.to(place, memory_format=format)  # pyright: ignore[reportCallIssue]
+        return self._model.to(place, memory_format=self.recipe.memory_format)  # pyright: ignore[reportCallIssue]
 
     def _weights(self) -> dict[str, torch.Tensor]:
         path = self.path / "weights.safetensors"

@@ -99,13 +99,14 @@ class Trainer:
         recipe = self.recipe
         torch.manual_seed(recipe.seed)
         model: nn.Module = recipe.model.build()
-        model.to(self.device, memory_format=torch.channels_last if recipe.channels_last else torch.preserve_format)
+        model.to(self.device, memory_format=recipe.memory_format)
         self.model = distribute(model, self.world)
         if recipe.compile:
             for name in by_player(recipe.optim):
                 (self.model if name == "model" else self.model.get_submodule(name)).compile()
         self.compiled = recipe.compile
         optims = by_player(recipe.optim)
+        self.parameters = dict(self.model.named_parameters())  # by now, as sharded modules show others during a step
         self.players = assemble(self.model, optims, self.world)
         self.optimizers = {name: optim.build(self.players[name].parameters) for name, optim in optims.items()}
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")  # pyright: ignore[reportPrivateImportUsage]
@@ -411,9 +412,9 @@ class Trainer:
 
     def tensors(self) -> checkpoint.Groups:
         """Everything a checkpoint holds: weights, optimiser state by parameter name, averages; gathered whole."""
-        names = {id(p): name for name, p in self.model.named_parameters()}
+        names = {p: name for name, p in self.parameters.items()}
         optim = {
-            f"{player}/{names[id(p)]}/{key}": full(value)
+            f"{player}/{names[p]}/{key}": full(value)
             for player, optimizer in self.optimizers.items()
             for p, state in optimizer.state.items()
             for key, value in state.items()
@@ -441,11 +442,10 @@ class Trainer:
         """Take over a checkpoint's tensors and state."""
         state, model = loaded.state, self.model.state_dict()
         _fill_all(model, loaded.groups["model"], "model")
-        parameters = dict(self.model.named_parameters())
         for name, value in loaded.groups["optim"].items():
             player, _, rest = name.partition("/")
             parameter_name, _, key = rest.rpartition("/")
-            p = parameters[parameter_name]
+            p = self.parameters[parameter_name]
             if value.shape == p.shape:
                 held = torch.empty_like(p)  # in the parameter's own memory format, as fused kernels need it
                 fill(held, value)

@@ -1,6 +1,6 @@
 """Recipes of the multilayer perceptron."""
 
-from etude.basics.mlp import MLP
+from etude.basics import mlp
 from etude.data.images import Images
 from etude.engine.optim import Optim, Schedule
 from etude.engine.recipe import Recipe
@@ -11,7 +11,7 @@ def digits() -> Recipe:
     """The 8x8 digits that the package carries, in seconds. Figures: see the table in README.md."""
     return Recipe(
         name="mlp.digits",
-        model=MLP(in_features=64, hidden=(256, 256), num_classes=10, dropout=0.2),
+        model=mlp.Config(in_features=64, hidden=(256, 256), num_classes=10, dropout=0.2),
         data=Images(source="digits", mean=(0.305,), std=(0.376,)),
         task=Classify(label_smoothing=0.05),
         optim=Optim("adamw", lr=3e-3, weight_decay=0.05),
@@ -26,7 +26,7 @@ def fashion() -> Recipe:
     """Fashion-MNIST, official split. Figures: see the table in README.md."""
     return Recipe(
         name="mlp.fashion",
-        model=MLP(in_features=784, hidden=(512, 256), num_classes=10, dropout=0.2),
+        model=mlp.Config(in_features=784, hidden=(512, 256), num_classes=10, dropout=0.2),
         data=Images(source="fashion-mnist", mean=(0.286,), std=(0.353,)),
         task=Classify(label_smoothing=0.05),
         optim=Optim("adamw", lr=2e-3, weight_decay=0.05),

@@ -28,6 +28,10 @@ class Result(Protocol):
         """As plain values."""
         ...
 
+    def row(self) -> list[str]:
+        """As cells of a table."""
+        ...
+
     def plot(self) -> Any:
         """As a picture (PIL image)."""
         ...

@@ -147,6 +147,11 @@ class Classification:
             "top": [{"label": label, "probability": p} for label, p in self.top()],
         }
 
+    def row(self) -> list[str]:
+        """As cells of a table: the class, its probability, the runners-up."""
+        (label, p), *others = self.top(3)
+        return [label, f"{p:.1%}", ", ".join(f"{other} {q:.1%}" for other, q in others)]
+
     def plot(self) -> Image.Image:
         """The picture beside bars of its five most probable classes."""
         height, bar = 240, 260

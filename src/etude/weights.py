@@ -68,7 +68,7 @@ def published(sizes: Iterable[str]) -> list[Published]:
 
 
 def load_weights(
-    model: nn.Module, source_file_or_state_dict: str | Path | Mapping[str, Any], source: str = "etude"
+    model: nn.Module, path_or_state_dict: str | Path | Mapping[str, Any], source: str = "etude"
 ) -> nn.Module:
     """Fill `model` with published weights, all of it and with all of them; returns the model.
 
@@ -80,10 +80,10 @@ def load_weights(
     layouts = {"etude": ()} | getattr(sys.modules[type(model).__module__], "RENAME", {})
     if source not in layouts:
         raise UsageError(f"{type(model).__name__} has no layout {source!r}", hint=f"one of {', '.join(layouts)}")
-    if isinstance(source_file_or_state_dict, str | Path):
-        where, theirs = str(source_file_or_state_dict), read_tensors(source_file_or_state_dict)
+    if isinstance(path_or_state_dict, str | Path):
+        where, theirs = str(path_or_state_dict), read_tensors(path_or_state_dict)
     else:
-        where, theirs = "the state dict", state_dict(source_file_or_state_dict)
+        where, theirs = "the state dict", state_dict(path_or_state_dict)
     ours = model.state_dict()
     theirs = rename(theirs, layouts[source])
 

@@ -8,10 +8,11 @@ against the size of the file: no tensor reaches outside its storage, no count ma
 
 import math
 import pickletools
+import struct
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Literal, NamedTuple, cast
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,10 +45,29 @@ STORAGES = {
 DTYPES = {
     str(dtype): dtype for dtype in (torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn, torch.float8_e5m2)
 }
-LITERALS = {
-    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+INSTRUCTIONS = {opcode.code.encode("latin1"): opcode.name for opcode in pickletools.opcodes}
+FIXED = {
+    # instructions with a number behind them, as struct reads it
+    name: format
+    for format, names in {
+        "<B": ("PROTO", "BININT1", "BINPUT", "BINGET"),
+        "<H": ("BININT2",),
+        "<I": ("LONG_BINPUT", "LONG_BINGET"),
+        "<i": ("BININT",),
+        "<Q": ("FRAME",),
+        ">d": ("BINFLOAT",),
+    }.items()
+    for name in names
+}
+COUNTED = {
+    # instructions with a count and as many bytes behind them
+    name: format
+    for format, names in {
+        "<B": ("LONG1", "SHORT_BINSTRING", "SHORT_BINUNICODE", "SHORT_BINBYTES"),
+        "<I": ("LONG4", "BINSTRING", "BINUNICODE", "BINBYTES"),
+        "<Q": ("BINUNICODE8", "BINBYTES8", "BYTEARRAY8"),
+    }.items()
+    for name in names
 }
 SCALARS = (str, int, float, bool, bytes, type(None))
 
@@ -191,7 +211,10 @@ class Machine:
         self.instructions = 0
 
     def run(self, stream: BinaryIO) -> Any:
-        """Execute one pickle, up to and including its STOP; the stream is left just behind it."""
+        """Execute one pickle, up to and including its STOP; the stream is left just behind it.
+
+        Instructions that pickle writes only in its textual protocols, 0 and 1, are unknown here: torch.save uses 2.
+        """
         stack: list[Any] = []
         marks: list[int] = []
         memo: dict[int, Any] = {}
@@ -202,33 +225,38 @@ class Machine:
             del stack[start:]
             return items
 
-        for opcode, arg, _ in cast(Iterable[tuple[Any, Any, int]], pickletools.genops(stream)):
+        while True:
             self.instructions += 1
             if self.instructions > MAX_INSTRUCTIONS:
                 raise RefusedError("its pickle is too long")
-            match opcode.name:
-                case "PROTO" | "FRAME":
-                    pass
+            match INSTRUCTIONS[take(stream, 1)]:
                 case "STOP":
                     return stack.pop()
+                case "PROTO" | "FRAME" as number:
+                    take_number(stream, FIXED[number])
                 case "MARK":
                     marks.append(len(stack))
                 case "POP":
                     marks.pop() if marks and marks[-1] == len(stack) else stack.pop()
                 case "POP_MARK":
                     since_mark()
-                case "DUP":
-                    stack.append(stack[-1])
-                case "PUT" | "BINPUT" | "LONG_BINPUT":
-                    memo[arg] = stack[-1]
+                case "BINPUT" | "LONG_BINPUT" as number:
+                    memo[take_number(stream, FIXED[number])] = stack[-1]
                 case "MEMOIZE":
                     memo[len(memo)] = stack[-1]
-                case "GET" | "BINGET" | "LONG_BINGET":
-                    stack.append(memo[arg])
+                case "BINGET" | "LONG_BINGET" as number:
+                    stack.append(memo[take_number(stream, FIXED[number])])
                 case "NONE":
                     stack.append(None)
-                case "NEWTRUE" | "NEWFALSE":
-                    stack.append(opcode.name == "NEWTRUE")
+                case "NEWTRUE":
+                    stack.append(True)
+                case "NEWFALSE":
+                    stack.append(False)
+                case number if number in FIXED:
+                    stack.append(take_number(stream, FIXED[number]))
+                case literal if literal in COUNTED:
+                    data = take(stream, take_number(stream, COUNTED[literal]))
+                    stack.append(decode(literal, data))
                 case "EMPTY_LIST":
                     stack.append([])
                 case "EMPTY_DICT":
@@ -237,37 +265,34 @@ class Machine:
                     stack.append(set())
                 case "EMPTY_TUPLE":
                     stack.append(())
-                case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                    items = [stack.pop() for _ in range(int(opcode.name[-1]))]
+                case "TUPLE1" | "TUPLE2" | "TUPLE3" as short:
+                    items = [stack.pop() for _ in range(int(short[-1]))]
                     stack.append(tuple(reversed(items)))
                 case "TUPLE":
                     stack.append(tuple(since_mark()))
-                case "LIST":
-                    stack.append(since_mark())
                 case "FROZENSET":
                     stack.append(build_frozenset(since_mark()))
-                case "DICT":
+                case "APPEND":
+                    item = stack.pop()
+                    put(stack[-1], [item], (list, list.extend))
+                case "APPENDS":
                     items = since_mark()
-                    stack.append(dict(zip(hashable(items[::2]), items[1::2], strict=True)))
-                case "APPEND" | "APPENDS":
-                    items = [stack.pop()] if opcode.name == "APPEND" else since_mark()
                     put(stack[-1], items, (list, list.extend))
                 case "ADDITEMS":
-                    put(stack[-1], hashable(since_mark()), (set, set.update))
-                case "SETITEM" | "SETITEMS":
-                    items = [stack.pop(-2), stack.pop()] if opcode.name == "SETITEM" else since_mark()
-                    pairs = list(zip(hashable(items[::2]), items[1::2], strict=True))
-                    put(stack[-1], pairs, (dict, dict.update), (OrderedDict, OrderedDict.update))
+                    items = hashable(since_mark())
+                    put(stack[-1], items, (set, set.update))
+                case "SETITEM":
+                    value, key = stack.pop(), stack.pop()
+                    put(stack[-1], pairs([key, value]), (dict, dict.update), (OrderedDict, OrderedDict.update))
+                case "SETITEMS":
+                    items = since_mark()
+                    put(stack[-1], pairs(items), (dict, dict.update), (OrderedDict, OrderedDict.update))
                 case "GLOBAL":
-                    stack.append(self.name(*arg.split(" ", 1)))
+                    module, name = take_line(stream), take_line(stream)
+                    stack.append(self.name(module, name))
                 case "STACK_GLOBAL":
                     name, module = stack.pop(), stack.pop()
                     stack.append(self.name(module, name))
-                case "INST":
-                    stack.append(self.call(self.name(*arg.split(" ", 1)), tuple(since_mark())))
-                case "OBJ":
-                    function, *args = since_mark()
-                    stack.append(self.call(function, tuple(args)))
                 case "REDUCE" | "NEWOBJ":
                     args, function = stack.pop(), stack.pop()
                     stack.append(self.call(function, args))
@@ -282,11 +307,8 @@ class Machine:
                         raise RefusedError(f"it gives attributes to a {type(stack[-1]).__name__}")
                 case "BINPERSID":
                     stack.append(self.persistent(stack.pop()))
-                case _ if opcode.name in LITERALS:
-                    stack.append(arg)
                 case other:
                     raise RefusedError(f"it holds the instruction {other}, which torch.save never writes")
-        raise RefusedError("its pickle has no end")
 
     def name(self, module: Any, name: Any) -> Name:
         """Look a function or class up, by name only."""
@@ -352,6 +374,37 @@ class Machine:
         for child in children:
             if not isinstance(child, SCALARS):
                 self.check(child, depth + 1, seen)
+
+
+def take(stream: BinaryIO, count: int) -> bytes:
+    data = stream.read(count)
+    if len(data) < count:
+        raise EOFError("its pickle has no end")
+    return data
+
+
+def take_number(stream: BinaryIO, format: str) -> Any:
+    return struct.unpack(format, take(stream, struct.calcsize(format)))[0]
+
+
+def take_line(stream: BinaryIO) -> str:
+    return stream.readline().removesuffix(b"\n").decode()
+
+
+def decode(instruction: str, data: bytes) -> Any:
+    """The value that a counted instruction pushes; strings of Python 2 are read as Latin 1."""
+    if "LONG" in instruction:
+        return int.from_bytes(data, "little", signed=True)
+    if "UNICODE" in instruction:
+        return data.decode()
+    if "STRING" in instruction:
+        return data.decode("latin1")
+    return bytearray(data) if instruction == "BYTEARRAY8" else data
+
+
+def pairs(items: list[Any]) -> list[tuple[Any, Any]]:
+    """[key, value, key, value ...] -> [(key, value) ...]"""
+    return list(zip(hashable(items[::2]), items[1::2], strict=True))
 
 
 def put(target: Any, items: list, *kinds: tuple[type, Callable]) -> None:

@@ -18,9 +18,9 @@ MAGIC_NUMBER, PROTOCOL_VERSION = 0x1950A86A20F9469CFC6C, 1001  # how a file from
 
 MALFORMED = (
     *(IndexError, KeyError, TypeError, ValueError, OverflowError, EOFError, RuntimeError),
-    *(struct.error, zipfile.BadZipFile),
+    *(OSError, struct.error, zipfile.BadZipFile),
 )
-"""What reading nonsense raises here, in zipfile and in pickletools."""
+"""What reading nonsense raises here and in zipfile."""
 
 
 def read(path: str | Path, *, objects: Literal["refuse", "inert"] = "refuse") -> Any:
@@ -30,7 +30,11 @@ def read(path: str | Path, *, objects: Literal["refuse", "inert"] = "refuse") ->
     the tensors can be found. RefusedError says what is wrong with a file, MissingError why there is none.
     """
     try:
-        with Path(path).open("rb") as file:
+        file = Path(path).open("rb")  # noqa: SIM115
+    except OSError as error:
+        raise MissingError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        with file:
             size = os.fstat(file.fileno()).st_size
             machine = Machine(size, objects)
             start = file.read(512)
@@ -48,8 +52,6 @@ def read(path: str | Path, *, objects: Literal["refuse", "inert"] = "refuse") ->
         raise RefusedError(f"{path} is refused: {error}", hint=error.hint) from error
     except MALFORMED as error:
         raise RefusedError(f"{path} is refused: it is damaged ({error})") from error
-    except OSError as error:
-        raise MissingError(f"{path} cannot be read: {error.strerror}") from error
     return result
 
 

@@ -68,7 +68,7 @@ def published(sizes: Iterable[str]) -> list[Published]:
 
 
 def load_weights(
-    model: nn.Module, source_file_or_state_dict: str | Path | Mapping[str, Any], source: str = "etude"
+    model: nn.Module, path_or_state_dict: str | Path | Mapping[str, Any], source: str = "etude"
 ) -> nn.Module:
     """Fill `model` with published weights, all of it and with all of them; returns the model.
 
@@ -80,10 +80,10 @@ def load_weights(
     layouts = {"etude": ()} | getattr(sys.modules[type(model).__module__], "RENAME", {})
     if source not in layouts:
         raise UsageError(f"{type(model).__name__} has no layout {source!r}", hint=f"one of {', '.join(layouts)}")
-    if isinstance(source_file_or_state_dict, str | Path):
-        where, theirs = str(source_file_or_state_dict), read_tensors(source_file_or_state_dict)
+    if isinstance(path_or_state_dict, str | Path):
+        where, theirs = str(path_or_state_dict), read_tensors(path_or_state_dict)
     else:
-        where, theirs = "the state dict", state_dict(source_file_or_state_dict)
+        where, theirs = "the state dict", state_dict(path_or_state_dict)
     ours = model.state_dict()
     theirs = rename(theirs, layouts[source])
 
@@ -157,8 +157,10 @@ def state_dict(content: Any) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not content:
         raise RefusedError("it holds no state dict")
     for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise RefusedError(f"its entry {str(name)[:80]!r} is not a tensor but a {type(value).__name__}")
+        if not isinstance(name, str):
+            raise RefusedError(f"its entry {str(name)[:80]} is named by a {type(name).__name__}")
+        if not isinstance(value, Tensor):
+            raise RefusedError(f"its entry {name[:80]!r} is not a tensor but a {type(value).__name__}")
     if all(name.startswith("module.") for name in content):
         return {name.removeprefix("module."): tensor for name, tensor in content.items()}
     return dict(content)

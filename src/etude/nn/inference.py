@@ -109,7 +109,7 @@ class Compiled(nn.Module):
             try:
                 return self.call(*inputs)
             except TorchDynamoException as error:
-                reason = str(error).strip().splitlines()[0]
+                reason = " ".join(str(error).split())[:200]
                 warnings.warn(f"not compiled, running without: {reason}", stacklevel=2)
                 self.call = self.eager
                 return self.call(*inputs)

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Literal
 import torch
 
 from etude.errors import MissingError, RefusedError
-from etude.pickle_machine import Machine, Storage, hashable
+from etude.weights.pickle_machine import Machine, Storage, hashable
 
 MAX_PICKLE = 64 << 20  # bytes of instructions; a thousand tensors take 100 kB
 MAGIC_NUMBER, PROTOCOL_VERSION = 0x1950A86A20F9469CFC6C, 1001  # how a file from before torch 1.6 begins

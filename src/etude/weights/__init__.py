@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from etude import torchfile
 from etude.errors import MissingError, RefusedError, UsageError
-from etude.pickle_machine import Inert
+from etude.weights import torchfile
+from etude.weights.pickle_machine import Inert
 
 MAX_MODULES = 100_000
 WRAPPERS = ("state_dict", "model")

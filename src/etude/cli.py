@@ -228,9 +228,8 @@ def _trained(result: dict[str, Any], directory: Path | None, as_json: bool) -> i
         return 0
     measures = "  ".join(f"{name} {value:.4g}" for name, value in result["eval"].items())
     if directory is None:
-        print(
-            f"dry run of {result['recipe']}: {result['steps']} steps and an evaluation went through; nothing was written"
-        )
+        went = f"{result['steps']} steps and an evaluation went through"
+        print(f"dry run of {result['recipe']}: {went}; nothing was written")
         return 0
     rows = [["test", measures], ["run", str(directory)], ["report", str(directory / "report.html")]]
     _table([*rows, ["next", f"etude predict {directory} --samples 8"]])
@@ -504,7 +503,10 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
 
 def _help() -> str:
     rows = "\n".join(f"  {name:9}{(function.__doc__ or '').splitlines()[0]}" for name, function in VERBS.items())
-    codes = "0 ok, 1 failed, 2 usage or bad input, 3 data or weights missing, 4 checkpoint refused, 5 NaN, 75 preempted and saved, 130 Ctrl-C"
+    codes = (
+        "0 ok, 1 failed, 2 usage or bad input, 3 data or weights missing, 4 checkpoint refused, 5 NaN, "
+        "75 preempted and saved, 130 Ctrl-C"
+    )
     return (
         "usage: etude VERB ...\n\nThe landmark systems of deep learning, each trained by one command.\n\n"
         f"{rows}\n\netude VERB --help tells more. Exit codes: {codes}.\nStart with: etude train resnet.digits"

@@ -172,7 +172,7 @@ def test_a_really_full_disk(tmp_path):
     try:
         save(disk, 1)
         (disk / "filler").write_bytes(bytes((2 << 20) - (100 << 10)))
-        with pytest.raises(SaveError, match="has 0 MB|disk is full"):
+        with pytest.raises(SaveError, match=r"has 0 MB|disk is full"):
             save(disk, 2)
         assert_loads(disk, 1)
         (disk / "filler").unlink()

@@ -125,6 +125,7 @@ def test_schedules():
 def test_ema_by_hand():
     """The average after k updates is that of min(decay, (1 + t) / (10 + t)); counters are copied."""
     model = nn.BatchNorm1d(1)
+    assert model.num_batches_tracked is not None
     ema, expected = EMA(model, 0.5), 1.0
     with torch.no_grad():
         for t in range(1, 8):

@@ -88,7 +88,7 @@ class Net:
 
 
 def everything(**changes: Any) -> Recipe:
-    """Shuffling, augmentation, dropout, BatchNorm, EMA, bf16, accumulation, clipping: all that resuming must restore."""
+    """Shuffling, augmentation, dropout, BatchNorm, EMA, bf16, accumulation, clipping: all that resume must restore."""
     recipe = Recipe(
         name="toy.everything",
         model=Net(),
@@ -137,6 +137,7 @@ class Game(Task):
     measure: ClassVar[str] = "distance"
 
     def step(self, model: nn.Module, batch: Batch, update) -> Logs:
+        logs: Logs = {}
         for _ in range(self.critic_steps):
             logs = update(self.critic_loss, batch, "critic")
         return logs | update(self.maker_loss, batch, "maker")

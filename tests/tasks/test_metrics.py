@@ -1,10 +1,12 @@
 """Measures: exact however the samples are divided."""
 
+from itertools import pairwise
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etude.tasks.metrics import Confusion, Mean, Worst
+from etude.tasks.metrics import Confusion, Mean, Metric, Worst
 
 
 @given(cuts=st.lists(st.integers(0, 101), max_size=4))
@@ -13,16 +15,16 @@ def test_parts_merge_to_the_whole(cuts):
     labels, predicted, scores = torch.randint(4, (101,)), torch.randint(4, (101,)), torch.rand(101).round(decimals=1)
     bounds = [0, *sorted(cuts), 101]
 
-    def measure(pieces):
+    def measure(pieces) -> list[Metric]:
         mean, confusion, worst = Mean(), Confusion(4), Worst(7)
         for a, b in pieces:
             mean.add(predicted[a:b] == labels[a:b])
             confusion.add(labels[a:b], predicted[a:b])
             worst.add(scores[a:b], torch.arange(a, b))
-        return mean, confusion, worst
+        return [mean, confusion, worst]
 
     whole = measure([(0, 101)])
-    parts = [measure([piece]) for piece in zip(bounds, bounds[1:])]
+    parts = [measure([piece]) for piece in pairwise(bounds)]
     for other in parts[1:]:
         for mine, theirs in zip(parts[0], other):
             mine.merge(theirs)

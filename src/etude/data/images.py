@@ -18,7 +18,7 @@ from etude.errors import UsageError
 
 @dataclass(frozen=True)
 class Images(Data):
-    """Labelled pictures. Small sets are decoded once and kept in memory as uint8; folders are read as they are needed."""
+    """Labelled pictures. Small sets are decoded once and kept in memory as uint8; folders are read as needed."""
 
     source: str = "digits"
     """A name that `etude data list` shows, or "folder" for any ImageFolder."""
@@ -46,9 +46,8 @@ class Images(Data):
             raise UsageError(f"data.mixup {self.mixup} and data.validation {self.validation} must not be negative")
         held = source(self.source)
         if self.size is not None and (self.size < 1 or held.side not in (0, self.size)):
-            raise UsageError(
-                f"data.size is {self.size}; pictures of {self.source} have {held.side or 'a positive number of'} pixels a side"
-            )
+            wanted = held.side or "a positive number of"
+            raise UsageError(f"data.size is {self.size}; pictures of {self.source} have {wanted} pixels a side")
 
     @property
     def side(self) -> int:
@@ -138,7 +137,7 @@ class ImageDataset(Dataset):
         return self._mix(batch, epochs, seed) if data.mixup else batch
 
     def _mix(self, batch: Batch, epochs: Tensor, seed: int) -> Batch:
-        """Neighbours 2k and 2k+1 mix with each other, so that a pair is never split over processes or accumulated parts.
+        """Neighbours 2k and 2k+1 mix with each other: no pair is ever split over processes or accumulated parts.
 
         lambda is drawn for the pair's even member and used for both.
         """

@@ -52,7 +52,7 @@ def uniform(seed: int, epochs, indices, count: int, stream: int = AUGMENT) -> ND
 
     Row i depends on (seed, epochs[i], indices[i], stream) alone, not on the other rows.
     """
-    return _words(seed, epochs, indices, count, stream) * 2.0**-32
+    return _words(seed, epochs, indices, count, stream) * np.float64(2.0**-32)
 
 
 def beta(seed: int, epochs, indices, alpha: float) -> NDArray[np.float64]:

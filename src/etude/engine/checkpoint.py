@@ -85,7 +85,7 @@ def digest(tensors: dict[str, Tensor]) -> str:
 
 
 def save_checkpoint(directory: Path, step: int, groups: Groups, state: dict[str, Any], *, keep: int) -> Path:
-    """Write `directory/step-N`, then delete all but the newest `keep`. Raises SaveError and leaves the rest untouched."""
+    """Write `directory/step-N`, then delete all but the newest `keep`. SaveError leaves the others untouched."""
     target = directory / f"step-{step}"
     if target.exists():  # the same step again: nothing is gained by replacing a good one, and a damaged one goes
         try:
@@ -99,9 +99,8 @@ def save_checkpoint(directory: Path, step: int, groups: Groups, state: dict[str,
         directory.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(directory).free
         if free < needed * 1.02 + (1 << 20):
-            raise SaveError(
-                f"checkpoint of step {step} not written: it needs {needed / 1e6:.0f} MB and {directory} has {free / 1e6:.0f} MB"
-            )
+            room = f"it needs {needed / 1e6:.0f} MB and {directory} has {free / 1e6:.0f} MB"
+            raise SaveError(f"checkpoint of step {step} not written: {room}")
         temporary.mkdir()
         files = {f"{name}.safetensors": pack(tensors) for name, tensors in groups.items()}
         files["state.json"] = json.dumps(state, indent=1).encode()
@@ -174,7 +173,7 @@ def load_checkpoint(directory: Path, step: int) -> Loaded:
 
 
 def load_newest(directory: Path, say: Callable[[str], None]) -> Loaded | None:
-    """The newest checkpoint that verifies; `say` is told of each that was passed over, and why. None if there is none."""
+    """The newest checkpoint that verifies, or None; `say` is told of each that was passed over, and why."""
     for step in steps(directory):
         try:
             return load_checkpoint(directory, step)

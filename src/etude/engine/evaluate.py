@@ -12,7 +12,7 @@ from etude.tasks.metrics import Metric
 
 
 def leave(batch: Batch, dataset: Dataset, recipe: Recipe, device: torch.device) -> Batch:
-    """What a data worker does last: finish the batch, unless a GPU will do that faster, which then wants pinned memory."""
+    """What a data worker does last: finish the batch, or pin its memory for a GPU, which finishes it faster."""
     if device.type == "cuda":
         return {name: value.pin_memory() for name, value in batch.items()}
     return dataset.finish(batch, seed=recipe.seed)

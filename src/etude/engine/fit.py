@@ -25,9 +25,8 @@ def train(
     if run is not None and (Path(run) / "recipe.json").exists():
         raise UsageError(f"{run} holds a run already; nothing is overwritten", hint=f"etude resume {run}")
     world = join(device, shard=recipe.shard)
-    trainer = Trainer(
-        recipe, None, world=world, workers=workers, quiet=quiet
-    )  # what does not fit shows before a directory is made
+    # without a directory yet: what does not fit shows before one is made
+    trainer = Trainer(recipe, None, world=world, workers=workers, quiet=quiet)
     directory = (Path(run) if run is not None else runs.new_directory(recipe.name)) if world.rank == 0 else None
     directory = trainer.directory = world.gather(directory)[0]
     assert directory

@@ -24,7 +24,7 @@ class _Measures(ProgressColumn):
 
 
 class Log:
-    """Messages, and one live line: step, losses, samples a second, time left. Plain lines where stderr is no terminal."""
+    """Messages, and one live line: step, losses, samples a second, time left. Plain lines without a terminal."""
 
     def __init__(self, *, quiet: bool = False):
         self.quiet = quiet
@@ -37,7 +37,7 @@ class Log:
     def keep(self, path: Path) -> None:
         """From now on, keep what is said in this file too."""
         if self._file is None:
-            self._file = open(path, "a", encoding="utf-8")
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open until close()
 
     def __call__(self, message: str) -> None:
         """Say a line, and keep it in log.txt with the time."""
@@ -95,7 +95,7 @@ class MetricLog:
 
     def __init__(self, path: Path, *, keep_bytes: int):
         """Open, and cut off what was logged after the checkpoint that is resumed from."""
-        self._file = open(path, "ab", buffering=0)
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - open until close()
         self._file.truncate(keep_bytes)
         self.bytes = keep_bytes
         self._held: list[bytes] = []

@@ -15,7 +15,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
-    """auto takes cuda, then mps, then cpu. A device that is asked for and absent is an error, never a silent fallback."""
+    """auto takes cuda, then mps, then cpu. A device asked for and absent is an error, never a silent fallback."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -45,7 +45,7 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 def resolve(precision: str, device: torch.device) -> Resolved:
-    """auto -> bf16 where the hardware has it, else fp32. fp16 needs a GPU: on a CPU it is ten times slower than fp32."""
+    """auto -> bf16 where the hardware has it, else fp32. fp16 needs a GPU: a CPU is ten times slower in it."""
     if precision == "auto":
         return "bf16" if computes_bf16(device) else "fp32"
     if precision == "fp16" and device.type == "cpu":

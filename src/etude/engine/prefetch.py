@@ -1,14 +1,14 @@
 """Batches ahead of time: made by threads, handed out in order, the same whatever the number of threads."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from etude.data.base import Batch
 
 
-def prefetch(make: Callable[[int], Batch], first: int, last: int, *, workers: int) -> Iterator[Batch]:
-    """make(first) ... make(last - 1), with up to `workers` + 1 made ahead; 0 workers makes each when it is asked for."""
+def prefetch(make: Callable[[int], Batch], first: int, last: int, *, workers: int) -> Generator[Batch, None, None]:
+    """make(first) ... make(last - 1), up to `workers` + 1 of them made ahead; 0 workers makes each when asked for."""
     if workers == 0:
         yield from map(make, range(first, last))
         return

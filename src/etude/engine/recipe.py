@@ -184,7 +184,7 @@ def _decode(value: Any, hint: Any, where: str, allowed: dict[str, type]) -> Any:
 
 
 def check(value: Any, hint: Any, where: str) -> Any:
-    """`value`, with lists made tuples and whole numbers floats where the type says so; UsageError if it does not fit."""
+    """`value`, with lists made tuples and whole numbers floats as the type says; UsageError if it does not fit."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -224,8 +224,12 @@ def _said(hint: Any) -> str:
     return names.get(hint, getattr(hint, "__name__", str(hint)))
 
 
+def _field_names(config: Any) -> set[str]:
+    return {f.name for f in dataclasses.fields(config)} if dataclasses.is_dataclass(config) else set()
+
+
 def _replace(config: Any, path: list[str], value: Any, name: str) -> Any:
-    fields = {f.name for f in dataclasses.fields(config)} if dataclasses.is_dataclass(config) else set()
+    fields = _field_names(config)
     if path[0] not in fields:
         nearest = difflib.get_close_matches(path[0], sorted(fields), 1)
         full = name[: len(name) - len(".".join(path))]

@@ -18,7 +18,6 @@ from etude.engine.parallel import World
 from etude.engine.precision import Resolved, autocast, computes_bf16, pick_device
 from etude.engine.recipe import Recipe
 from etude.errors import MissingError, RefusedError, UsageError
-from etude.tasks.base import Result
 
 
 def version() -> str:
@@ -166,11 +165,11 @@ class Run:
         return trained if usable else "fp32"
 
     def predict(self, *inputs: Any, device: str = "auto") -> Any:
-        """Answers to raw inputs (for pictures: paths, bytes, PIL images, arrays, tensors): one Result, or a list of them."""
+        """Answers to raw inputs (pictures: paths, bytes, PIL images, arrays, tensors): a Result, or a list of them."""
         model = self.model(device)
         place = next(model.parameters()).device
         with torch.no_grad(), autocast(self.precision(place), place):
-            results: list[Result] = self.recipe.task.predict(model, list(inputs), self.recipe.data, self.env["data"])
+            results = self.recipe.task.predict(model, list(inputs), self.recipe.data, self.env["data"])
         return results[0] if len(inputs) == 1 else results
 
     def evaluate(self, split: str = "test", *, device: str = "auto", data_path: str | None = None) -> dict[str, float]:

@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from etude.engine.evaluate import arrive, leave, measure, numbers
 from etude.engine.log import duration
 from etude.engine.optim import EMA, by_player
 from etude.engine.parallel import World, assemble, distribute, fill, full, join
-from etude.engine.precision import autocast, keep_large_blocks, resolve
+from etude.engine.precision import Resolved, autocast, keep_large_blocks, resolve
 from etude.engine.prefetch import prefetch
 from etude.engine.recipe import Recipe
 from etude.engine.replay import seed_step, write_replay
@@ -70,7 +70,7 @@ class Trainer:
             )
         keep_large_blocks()
         self.device = self.world.device
-        self.precision = resolve(recipe.precision, self.device)
+        self.precision: Resolved = resolve(recipe.precision, self.device)
         self.log = log.Log(quiet=quiet or not self.main)
         self.dataset: Dataset = recipe.data.open()
         if recipe.patience is not None and "validation" not in self.dataset.sizes:
@@ -104,7 +104,7 @@ class Trainer:
         except (RuntimeError, TypeError, ValueError) as error:
             raise UsageError(f"the model of {recipe.name} cannot be built: {error}") from error
         recipe.task.check(model, self.dataset)
-        model.to(self.device, memory_format=recipe.memory_format)
+        model.to(self.device, memory_format=recipe.memory_format)  # pyright: ignore[reportCallIssue] - not in the stubs
         self.model = distribute(model, self.world)
         if recipe.compile:
             for name in by_player(recipe.optim):
@@ -114,7 +114,7 @@ class Trainer:
         self.parameters = dict(self.model.named_parameters())  # by now, as sharded modules show others during a step
         self.players = assemble(self.model, optims, self.world)
         self.optimizers = {name: optim.build(self.players[name].parameters) for name, optim in optims.items()}
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")  # pyright: ignore[reportPrivateImportUsage]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.ema = EMA(self.model, recipe.ema) if recipe.ema else None
 
     # ---------------------------------------------------------------- the step
@@ -126,20 +126,21 @@ class Trainer:
         self._number += 1
         self._seed(self._number)
         logs: Logs = {}
+        losses: list[Tensor] = []
         for part, micro in enumerate(monitor.split_batch(batch, parts)):
             with contextlib.nullcontext() if part == parts - 1 else mine.unsynced():
                 with autocast(self.precision, self.device):
                     loss, said = mine.call(loss_fn, micro)
                 self.scaler.scale(loss / parts if parts > 1 else loss).backward()
+            losses.append(loss.detach())
             for name, value in said.items():
                 value = value.detach() / parts if parts > 1 else value.detach()
                 logs[name] = logs[name] + value if name in logs else value
         self.scaler.unscale_(optimizer)
         norm = full(nn.utils.get_total_norm([p.grad for p in mine.parameters if p.grad is not None]))
-        finite = (
-            loss.detach() if self.scaler.is_enabled() else loss.detach() + norm
-        )  # the scaler skips infinite gradients
-        if not math.isfinite(finite.item()):
+        # under the scaler, infinite gradients are its to skip
+        telling = losses[-1] if self.scaler.is_enabled() else losses[-1] + norm
+        if not math.isfinite(telling.item()):
             raise monitor.NonFinite(loss_fn, batch, player, self._number)
         if self._health_due:
             self._health |= monitor.layer_norms(self.model)
@@ -184,7 +185,7 @@ class Trainer:
     # ---------------------------------------------------------------- the loop
 
     def fit(self) -> dict[str, Any]:
-        """Train to the end and return what stands in result.json. Interrupted, NumericError and SaveError say why not."""
+        """Train to the end and return what is in result.json. Interrupted, NumericError and SaveError say why not."""
         try:
             with self._signals():
                 self._open_files()
@@ -390,7 +391,7 @@ class Trainer:
     # ---------------------------------------------------------------- saving and resuming
 
     def _save(self, *, final: bool = False) -> None:
-        """Write a checkpoint. A failure is said and training goes on with the last good one; at the end it is raised."""
+        """Write a checkpoint. If that fails, training says so and goes on; at the end the failure is raised."""
         groups = self.tensors()
         self._saved = time.monotonic()
         if not (self.directory and self.main):
@@ -426,7 +427,7 @@ class Trainer:
 
     def tensors(self) -> checkpoint.Groups:
         """Everything a checkpoint holds: weights, optimiser state by parameter name, averages; gathered whole."""
-        names = {p: name for name, p in self.parameters.items()}
+        names: dict[Tensor, str] = {p: name for name, p in self.parameters.items()}
         optim = {
             f"{player}/{names[p]}/{key}": full(value)
             for player, optimizer in self.optimizers.items()
@@ -471,15 +472,14 @@ class Trainer:
             self.ema.updates = state["ema_updates"]
         self.scaler.load_state_dict(state["scaler"])
         if state["precision"] != self.precision:
-            self.log(
-                f"precision was {state['precision']} and is {self.precision} here: results will differ in the last digits"
-            )
+            change = f"precision was {state['precision']} and is {self.precision} here"
+            self.log(f"{change}: results will differ in the last digits")
         self.step, self.seconds = state["step"], state["seconds"]
         self.best, self.since_best, self.evaluated = state["best"], state["since_best"], state["evaluated"]
         self.last_train = state["last_train"]
         self._metrics_bytes = state["metrics_bytes"]
 
-    def _interrupt(self) -> None:
+    def _interrupt(self) -> NoReturn:
         self.log.end()
         self._save(final=True)
         self._status("stopped")
@@ -543,9 +543,8 @@ class Trainer:
         self.log(f"etude {version()} · {recipe.name} · {self.params:,} parameters")
         self.log(f"device {self.device}{processes} ({torch.get_num_threads()} threads) · precision {self.precision}")
         self.log(f"data {self.dataset.facts.get('source', '')}: {held}")
-        self.log(
-            f"{recipe.steps:,} steps of {recipe.batch_size} ({epochs:.1f} epochs) from step {self.step} · seed {recipe.seed}"
-        )
+        length = f"{recipe.steps:,} steps of {recipe.batch_size} ({epochs:.1f} epochs)"
+        self.log(f"{length} from step {self.step} · seed {recipe.seed}")
         if self.directory:
             self.log(f"run directory {self.directory}")
 
@@ -565,7 +564,7 @@ class Trainer:
         self._reported = time.monotonic()
         self._report_every = max(10.0, 50 * (self._reported - begun))
 
-    def _explain(self, error: monitor.NonFinite) -> None:
+    def _explain(self, error: monitor.NonFinite) -> NoReturn:
         """Name what went wrong, leave the step as tensors for `etude replay`, and stop with exit 5."""
         weights = {name: full(value).clone() for name, value in self.model.state_dict().items()}
         self._seed(error.number)

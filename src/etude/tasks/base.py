@@ -1,6 +1,6 @@
 """`Task`: what is learned, apart from the model that learns it and the engine that trains it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -70,6 +70,6 @@ class Task:
         """What the report shows of an evaluation."""
         return []
 
-    def predict(self, model: nn.Module, inputs: list[Any], data: Data, facts: dict[str, Any]) -> list[Result]:
+    def predict(self, model: nn.Module, inputs: list[Any], data: Data, facts: dict[str, Any]) -> Sequence[Result]:
         """Answers to raw inputs. `facts` are the data set's, as kept in the run."""
         raise TypeError(f"{type(self).__name__} does not define predict")

@@ -64,8 +64,8 @@ class Classify(Task):
         return loss, {"loss": loss, "accuracy": correct}
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, Metric]:
-        """Top-1 accuracy, mean cross-entropy (without smoothing), confusion counts and the worst mistakes; top-5 accuracy
-        where there are more than ten classes."""
+        """Top-1 accuracy, mean cross-entropy (without smoothing), confusion counts and the worst mistakes; also top-5
+        accuracy where there are more than ten classes."""
         measured: dict[str, Metric] = {}
         accuracy, top5, loss, worst = Mean(), Mean(), Mean(), Worst(24)
         confusion = None

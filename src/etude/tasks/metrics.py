@@ -64,7 +64,7 @@ class Confusion(Metric):
 
 @dataclass
 class Worst(Metric):
-    """The `keep` records with the largest score; ties go to the smaller record, so the order of merging is no matter."""
+    """The `keep` records with the largest score; ties go to the smaller record, so merging has no order."""
 
     keep: int
     records: list[tuple[float, tuple]] = field(default_factory=list)

@@ -3,6 +3,9 @@
 An error says what is wrong, where, why, and the command or change to try; `hint` is that last part.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class EtudeError(Exception):
     """Base of every error that is the user's to mend. `code` is the process's exit status."""
@@ -44,3 +47,9 @@ class Interrupted(EtudeError):
     def __init__(self, message: str, *, hint: str = "", code: int = 130):
         super().__init__(message, hint=hint)
         self.code = code
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """ "did you mean X?" for the nearest known name, or nothing if none is near."""
+    found = difflib.get_close_matches(name, list(known), 1, cutoff=0.5)
+    return f"did you mean {found[0]}?" if found else ""

@@ -1,7 +1,7 @@
 """`Data` says what is learned from; `Dataset` is the same, opened, and turns (seed, step, rank, world) into a batch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,11 @@ class Data(ABC):
 
     @abstractmethod
     def prepare(self, raw: Any) -> Tensor:
-        """One raw input (a path, a picture, a text) -> what `Dataset.finish` takes, without its batch dimension."""
+        """One raw input (a path, a picture, a text) -> a sample, as it would stand in the test split."""
+
+    @abstractmethod
+    def collate(self, samples: list[Tensor]) -> Batch:
+        """Prepared samples -> a batch as the model takes it, without labels."""
 
 
 class Dataset(ABC):
@@ -40,8 +44,9 @@ class Dataset(ABC):
     def fetch(self, split: str, indices, *, epochs=None, seed: int = 0) -> Batch:
         """These samples on the CPU, before augmentation on the device. `epochs` is None in evaluation."""
 
-    def finish(self, batch: Batch) -> Batch:
-        """What is left to do where the model runs: augmentation and normalisation of whole batches."""
+    def finish(self, batch: Batch, *, seed: int = 0) -> Batch:
+        """What is left to do where the model runs: augmentation of training batches (those with an "epoch"),
+        normalisation."""
         return batch
 
     def batch(self, *, seed: int, step: int, batch_size: int, rank: int = 0, world: int = 1) -> Batch:
@@ -50,9 +55,8 @@ class Dataset(ABC):
         epochs, indices = order.take(seed, self.sizes["train"], start, count)
         return self.fetch("train", indices, epochs=epochs, seed=seed)
 
-    def batches(self, split: str, *, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """Every sample of a split once, in order, shared over ranks without padding."""
+    def spans(self, split: str, *, batch_size: int, rank: int = 0, world: int = 1) -> list[Sequence[int]]:
+        """Which samples each evaluation batch holds: every sample of the split once, shared over ranks, no padding."""
         size = self.sizes[split]
         first, last = size * rank // world, size * (rank + 1) // world
-        for start in range(first, last, batch_size):
-            yield self.fetch(split, range(start, min(start + batch_size, last)))
+        return [range(start, min(start + batch_size, last)) for start in range(first, last, batch_size)]

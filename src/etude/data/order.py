@@ -55,6 +55,13 @@ def uniform(seed: int, epochs, indices, count: int, stream: int = AUGMENT) -> ND
     return _words(seed, epochs, indices, count, stream) * 2.0**-32
 
 
+def beta(seed: int, epochs, indices, alpha: float) -> NDArray[np.float64]:
+    """One draw of Beta(alpha, alpha) for each sample, a function of (seed, epoch, index): (n,), in [0, 1]."""
+    keys = zip(np.broadcast_to(epochs, np.shape(indices)).tolist(), np.asarray(indices).tolist())
+    streams = (np.random.Philox(counter=MIX, key=[seed, (epoch << 32) + index]) for epoch, index in keys)
+    return np.array([np.random.Generator(stream).beta(alpha, alpha) for stream in streams])
+
+
 @lru_cache(maxsize=4)
 def permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
     """The order of an epoch: a permutation of range(size), by sorting 64-bit random keys (read-only)."""

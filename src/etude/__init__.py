@@ -1,0 +1,85 @@
+"""etude: the landmark systems of deep learning, each readable, true to its reference, trained by one command.
+
+    import etude
+
+    run = etude.train("resnet.digits", steps=300)      # a run directory, like the command line's
+    run.result["eval"]["accuracy"]
+    run.predict("seven.png").label
+    run = etude.open("runs/resnet.digits/1")           # any run, wherever it was moved
+    model = etude.model("resnet18", num_classes=10)    # a plain nn.Module
+    etude.load_weights(model, "resnet18.pth", source="torchvision")
+
+Importing etude does not import torch; using it does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from etude.catalog import model as model
+    from etude.engine.recipe import Recipe as Recipe
+    from etude.engine.run import Run as Run
+    from etude.tasks.base import Task as Task
+    from etude.weights import load_weights as load_weights
+
+__all__ = ["Recipe", "Run", "Task", "load_weights", "model", "open", "recipe", "resume", "train"]
+
+_HOMES = {
+    "Recipe": "etude.engine.recipe",
+    "Run": "etude.engine.run",
+    "Task": "etude.tasks.base",
+    "load_weights": "etude.weights",
+    "model": "etude.catalog",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'etude' has no attribute {name!r}")
+
+
+def recipe(name: str, **changes: Any) -> Recipe:
+    """A recipe by its name, with fields changed: `etude.recipe("resnet.digits", steps=500, **{"optim.lr": 0.05})`."""
+    from etude.recipes import find
+
+    return find(name).with_(**changes)
+
+
+def train(
+    what: str | Recipe,
+    *,
+    run: str | Path | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    quiet: bool = False,
+    types: tuple[type, ...] = (),
+    **changes: Any,
+) -> Run:
+    """Train a recipe, or the one of that name, with fields changed; into `run` (default runs/<recipe>/<n>).
+
+    `types` are the dataclasses of your own that the recipe is made of, so that the run's files can be read back.
+    """
+    from etude.engine import fit
+
+    chosen = recipe(what, **changes) if isinstance(what, str) else what.with_(**changes)
+    return fit.train(chosen, run=run, device=device, workers=workers, quiet=quiet, types=types)
+
+
+def open(path: str | Path, *, types: tuple[type, ...] = ()) -> Run:
+    """A run directory, finished or not."""
+    from etude.engine.run import Run
+
+    return Run(path, types=types)
+
+
+def resume(path: str | Path, *, device: str = "auto", workers: int | None = None, quiet: bool = False) -> Run:
+    """Go on with an unfinished run; it ends as if it had never stopped."""
+    from etude.engine import fit
+
+    return fit.resume(path, device=device, workers=workers, quiet=quiet)

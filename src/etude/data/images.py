@@ -1,0 +1,155 @@
+"""`Images`: labelled pictures of any source, augmented as whole batches, normalised, optionally mixed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from etude.data import decode, order
+from etude.data.augment import Augment
+from etude.data.base import Batch, Data, Dataset
+from etude.data.sources import ImageArrays, ImageFiles, source
+from etude.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Images(Data):
+    """Labelled pictures. Small sets are decoded once and kept in memory as uint8; folders are read as they are needed."""
+
+    source: str = "digits"
+    """A name that `etude data list` shows, or "folder" for any ImageFolder."""
+    path: str = ""
+    """The directory, for sets that etude did not fetch."""
+    size: int | None = None
+    """Side in pixels of pictures from folders (default: the source's own, or 224)."""
+    mean: tuple[float, ...] = (0.5,)
+    """Per channel, of pixels scaled to 0..1; its length is the number of channels."""
+    std: tuple[float, ...] = (0.5,)
+    augment: Augment = field(default_factory=Augment)
+    mixup: float = 0.0
+    """alpha of lambda ~ Beta(alpha, alpha), mixing neighbours in a batch (arXiv 1710.09412); 0 is off."""
+    validation: int = 0
+    """Training samples held out to choose the best weights and to stop early."""
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
+            raise UsageError(
+                f"data.mean and data.std need 1 or 3 channels; they have {len(self.mean)} and {len(self.std)}"
+            )
+        if min(self.std) <= 0:
+            raise UsageError(f"data.std is {self.std}; every entry must be positive")
+        if self.mixup < 0 or self.validation < 0:
+            raise UsageError(f"data.mixup {self.mixup} and data.validation {self.validation} must not be negative")
+        held = source(self.source)
+        if self.size is not None and (self.size < 1 or held.side not in (0, self.size)):
+            raise UsageError(
+                f"data.size is {self.size}; pictures of {self.source} have {held.side or 'a positive number of'} pixels a side"
+            )
+
+    @property
+    def side(self) -> int:
+        """Side of the pictures in pixels."""
+        return self.size or source(self.source).side or 224
+
+    def open(self) -> "ImageDataset":
+        """Read or find all splits."""
+        return ImageDataset(self)
+
+    def prepare(self, raw: Any) -> Tensor:
+        """A path, bytes, PIL image, array or tensor -> (C, side, side) uint8, as the test split's pictures are made.
+
+        Pictures of a set with a fixed side are scaled and cropped to it; of folders, as `decode.load` says.
+        """
+        image = decode.open_image(raw, len(self.mean))
+        if source(self.source).side:
+            if image.size != (self.side, self.side):
+                image = ImageOps.fit(image, (self.side, self.side), Image.Resampling.BILINEAR)
+        else:
+            image = decode.evaluation_crop(image, self.side)
+        return decode.to_tensor(image)
+
+    def collate(self, samples: list[Tensor]) -> Batch:
+        """uint8 pictures -> {"image": (B, C, H, W) float32, normalised}."""
+        return {"image": self.normalise(torch.stack(samples))}
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 -> float32, (x / 255 - mean) / std."""
+        scale = torch.tensor([1 / (255 * s) for s in self.std], device=images.device).view(-1, 1, 1)
+        shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std)], device=images.device).view(-1, 1, 1)
+        return torch.addcmul(shift, images, scale)
+
+
+class ImageDataset(Dataset):
+    """Opened pictures: {"image": (B, C, H, W) uint8 until finished, "label": (B,), "index": (B,)}."""
+
+    def __init__(self, data: Images):
+        self.data = data
+        train, test = (source(data.source).load(split, data.path) for split in ("train", "test"))
+        self.in_memory = isinstance(train, ImageArrays)
+        if isinstance(train, ImageArrays) and train.images.shape[1] != len(data.mean):
+            raise UsageError(
+                f"pictures of {data.source} have {train.images.shape[1]} channels, data.mean has {len(data.mean)}"
+            )
+        rows = np.arange(len(train))
+        held_out = rows[:0]
+        if data.validation:
+            if data.validation >= len(train):
+                raise UsageError(f"data.validation is {data.validation}, of only {len(train)} training samples")
+            shuffled = order.permutation(0x5EED, 0, len(train))
+            held_out, rows = np.sort(shuffled[: data.validation]), np.sort(shuffled[data.validation :])
+        self._splits = {"train": (train, rows), "test": (test, np.arange(len(test)))}
+        if data.validation:
+            self._splits["validation"] = (train, held_out)
+        self.sizes = {split: len(rows) for split, (_, rows) in self._splits.items()}
+        self.facts = {"source": data.source, "classes": list(train.classes), "sizes": self.sizes}
+
+    def fetch(self, split: str, indices: Sequence[int] | np.ndarray, *, epochs=None, seed: int = 0) -> Batch:
+        """These pictures as uint8; `epochs` (training) marks them for augmentation and crops those of folders."""
+        held, rows = self._splits[split]
+        places = np.asarray(indices, dtype=np.int64)
+        rows = torch.from_numpy(rows[places])
+        images = held.images[rows] if isinstance(held, ImageArrays) else self._decode(held, rows, epochs, places, seed)
+        batch = {"image": images, "label": held.labels[rows], "index": torch.from_numpy(places)}
+        if epochs is not None:
+            batch["epoch"] = torch.from_numpy(np.broadcast_to(epochs, places.shape).astype(np.int64))
+        return batch
+
+    def _decode(self, files: ImageFiles, rows: Tensor, epochs, places: np.ndarray, seed: int) -> Tensor:
+        crops = [None] * len(places)
+        if epochs is not None:
+            crops = order.uniform(seed, epochs, places, decode.CROP_UNIFORMS, order.CROP)
+        side, channels = self.data.side, len(self.data.mean)
+        return torch.stack(
+            [files.decode(row, side, crop, channels=channels) for row, crop in zip(rows.tolist(), crops)]
+        )
+
+    def finish(self, batch: Batch, *, seed: int = 0) -> Batch:
+        """Augment (training batches), normalise, mix."""
+        batch, images, data = dict(batch), batch["image"], self.data
+        epochs = batch.pop("epoch", None)
+        if epochs is None:
+            return batch | {"image": data.normalise(images)}
+        images = data.augment(images, seed=seed, epochs=epochs.numpy(), indices=batch["index"].numpy())
+        batch["image"] = data.normalise(images)
+        return self._mix(batch, epochs, seed) if data.mixup else batch
+
+    def _mix(self, batch: Batch, epochs: Tensor, seed: int) -> Batch:
+        """Neighbours 2k and 2k+1 mix with each other, so that a pair is never split over processes or accumulated parts.
+
+        lambda is drawn for the pair's even member and used for both.
+        """
+        images, labels = batch["image"], batch["label"]
+        if len(images) % 2:
+            raise UsageError(
+                f"mixup pairs samples, and {len(images)} samples a process are odd",
+                hint="--batch-size of an even number",
+            )
+        drawn = order.beta(seed, epochs[::2].numpy(), batch["index"][::2].numpy(), self.data.mixup)
+        mix = torch.from_numpy(np.repeat(drawn, 2).astype(np.float32)).to(images.device)
+        partner = torch.arange(len(images), device=images.device) ^ 1
+        mixed = torch.lerp(images[partner], images, mix.view(-1, 1, 1, 1))
+        return batch | {"image": mixed, "partner": labels[partner], "mix": mix}

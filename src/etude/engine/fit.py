@@ -1,0 +1,64 @@
+"""Train a recipe into a run, go on with one, or only try."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from etude.engine import run as runs
+from etude.engine.parallel import join
+from etude.engine.recipe import Recipe
+from etude.engine.run import Run
+from etude.engine.trainer import Trainer
+from etude.errors import UsageError
+
+
+def train(
+    recipe: Recipe,
+    *,
+    run: str | Path | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    quiet: bool = False,
+    types: tuple[type, ...] = (),
+) -> Run:
+    """Train into `run` (default runs/<recipe>/<n>), which must not hold a run yet. `types`: see `Run`."""
+    if run is not None and (Path(run) / "recipe.json").exists():
+        raise UsageError(f"{run} holds a run already; nothing is overwritten", hint=f"etude resume {run}")
+    world = join(device, shard=recipe.shard)
+    trainer = Trainer(
+        recipe, None, world=world, workers=workers, quiet=quiet
+    )  # what does not fit shows before a directory is made
+    directory = (Path(run) if run is not None else runs.new_directory(recipe.name)) if world.rank == 0 else None
+    directory = trainer.directory = world.gather(directory)[0]
+    assert directory
+    directory.mkdir(parents=True, exist_ok=True)
+    if world.rank == 0:
+        facts, params = trainer.dataset.facts, trainer.params
+        runs.begin(directory, recipe, device=world.device, precision=trainer.precision, facts=facts, params=params)
+    trainer.fit()
+    return Run(directory, types=types)
+
+
+def resume(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    workers: int | None = None,
+    quiet: bool = False,
+    types: tuple[type, ...] = (),
+) -> Run:
+    """Go on with a run from its newest checkpoint that verifies; a finished run is returned as it is."""
+    run = Run(path, types=types)
+    if run.finished:
+        return run
+    world = join(device, shard=run.recipe.shard)
+    trainer = Trainer(run.recipe, run.path, world=world, workers=workers, quiet=quiet)
+    trainer.resume()
+    trainer.fit()
+    return run
+
+
+def dry_run(recipe: Recipe, *, device: str = "auto", workers: int | None = None) -> dict[str, Any]:
+    """Build everything, take two steps, evaluate once, and write nothing."""
+    short = dataclasses.replace(recipe, steps=min(2, recipe.steps), log_every=1)
+    return Trainer(short, None, device=device, workers=workers).fit()

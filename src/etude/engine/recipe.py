@@ -1,0 +1,239 @@
+"""`Recipe` says everything about a run, and survives a round trip through JSON.
+
+A recipe's JSON names the dataclasses it is made of ("vision.resnet.ResNet"); reading it back imports modules of
+this package only, takes frozen dataclasses only and checks every value against its field's type, so a recipe
+file can say what to build but never what to run.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import json
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from etude.data.base import Data
+from etude.engine.optim import Optim, Schedule, by_player
+from etude.errors import RefusedError, UsageError
+from etude.tasks.base import Task
+
+PARTS = ("basics", "vision", "language", "speech", "protein", "generative", "frontier", "data", "tasks", "engine",
+         "compress", "trust", "recipes")  # fmt: skip
+"""The packages whose dataclasses a recipe may be made of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A run, said completely. Variants by `dataclasses.replace` or `recipe.with_(**{"optim.lr": 0.05})`."""
+
+    name: str
+    """system.variant, e.g. "resnet.digits"."""
+    model: Any
+    """A frozen dataclass with `build() -> nn.Module`; several players are child modules of what it builds."""
+    data: Data
+    task: Task
+    optim: Any = field(default_factory=Optim)
+    """An Optim, or a frozen dataclass with one Optim a player."""
+    schedule: Schedule = field(default_factory=Schedule)
+    steps: int = 1000
+    """Optimiser steps in all."""
+    batch_size: int = 128
+    """Samples a step, over all processes and accumulated parts."""
+    accumulate: int = 1
+    """Parts a batch is computed in, one after the other."""
+    clip: float | None = None
+    """Largest global gradient norm."""
+    ema: float | None = None
+    """Decay of the moving average of the weights that is evaluated and kept."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto takes bf16 where the hardware computes in it, else fp32."""
+    channels_last: bool = False
+    """Pictures as NHWC in memory: faster for convolutional nets."""
+    compile: bool = False
+    """torch.compile; falls back to eager, and says so, where that fails."""
+    shard: int = 1
+    """Processes over which weights and optimiser state are sharded; the others hold replicas."""
+    eval_every: int | None = None
+    """Steps between evaluations (default: ten in a run)."""
+    eval_batch_size: int = 500
+    patience: int | None = None
+    """Stop after this many evaluations without a better measure (needs held-out samples: data.validation)."""
+    log_every: int = 10
+    save_every: int | None = None
+    """Steps between checkpoints (default: one every 30 seconds). One is always written at the end."""
+    keep: int = 2
+    """Checkpoints kept."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "shard", "eval_batch_size", "log_every", "keep"):
+            if getattr(self, name) < 1:
+                raise UsageError(
+                    f"{name} is {getattr(self, name)}; it must be at least 1", hint=f"--{name.replace('_', '-')} 1"
+                )
+        for name in ("eval_every", "save_every", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}; it must be at least 1, or None for the default")
+        if self.clip is not None and self.clip <= 0:
+            raise UsageError(f"clip is {self.clip}; the largest gradient norm must be positive", hint="--clip 1.0")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UsageError(f"ema is {self.ema}; the decay must lie between 0 and 1", hint="--ema 0.999")
+        if self.batch_size % self.accumulate:
+            raise UsageError(f"batch_size {self.batch_size} does not divide into accumulate {self.accumulate} parts")
+        if self.seed < 0:
+            raise UsageError(f"seed is {self.seed}; it must not be negative")
+        by_player(self.optim)
+
+    @property
+    def evaluate_every(self) -> int:
+        """Steps between evaluations."""
+        return self.eval_every or max(1, self.steps // 10)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """How the model's kernels lie in memory."""
+        return torch.channels_last if self.channels_last else torch.preserve_format
+
+    def with_(self, **changes: Any) -> "Recipe":
+        """A variant with fields changed by dotted name: `recipe.with_(**{"optim.lr": 0.05, "steps": 200})`."""
+        recipe = self
+        for name, value in changes.items():
+            recipe = _replace(recipe, name.split("."), value, name)
+        return recipe
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionaries, lists, numbers and strings, each dataclass with its "type"."""
+        return _encode(self)
+
+    @staticmethod
+    def from_json(document: dict[str, Any], *, types: Iterable[type] = ()) -> "Recipe":
+        """The inverse of `to_json`. `types` are dataclasses of the caller's own that the recipe may be made of."""
+        allowed = {_tag(kind): kind for kind in types}
+        recipe = _decode(document, Recipe, "recipe", allowed)
+        if not isinstance(recipe, Recipe):
+            raise RefusedError(f"not a recipe but a {_tag(type(recipe))}")
+        return recipe
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """The recipe as canonical JSON text: equal texts are equal recipes."""
+    return json.dumps(recipe.to_json(), sort_keys=True)
+
+
+def _tag(kind: type) -> str:
+    return f"{kind.__module__.removeprefix('etude.')}.{kind.__qualname__}"
+
+
+def _encode(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = {f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": _tag(type(value)), **parts}
+    if isinstance(value, list | tuple):
+        return [_encode(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _encode(item) for key, item in value.items()}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise UsageError(
+        f"a recipe holds a {type(value).__name__}; only plain values and frozen dataclasses may stand in it"
+    )
+
+
+def _lookup(tag: str, allowed: dict[str, type]) -> type:
+    """The frozen dataclass a tag names, imported from this package only."""
+    if tag in allowed:
+        return allowed[tag]
+    module, _, name = tag.rpartition(".")
+    part = module.split(".")[0]
+    if part not in PARTS or not all(word.isidentifier() for word in module.split(".")):
+        raise RefusedError(f"the recipe names the type {tag!r}, which is not one of etude's")
+    if importlib.util.find_spec(f"etude.{part}") is None or importlib.util.find_spec(f"etude.{module}") is None:
+        raise RefusedError(f"the recipe names the type {tag!r}, which this version of etude does not have")
+    kind = getattr(importlib.import_module(f"etude.{module}"), name, None)
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == f"etude.{module}"):
+        raise RefusedError(f"the recipe names the type {tag!r}, which is not a configuration")
+    return kind
+
+
+def _decode(value: Any, hint: Any, where: str, allowed: dict[str, type]) -> Any:
+    """`value` as JSON gives it -> a value of the type that `hint` describes."""
+    if isinstance(value, dict) and "type" in value:
+        kind = _lookup(str(value["type"]), allowed)
+        hints = typing.get_type_hints(kind)
+        names = {f.name for f in dataclasses.fields(kind)}
+        unknown = set(value) - names - {"type"}
+        if unknown:
+            raise RefusedError(f"{where} has fields that {value['type']} does not know: {', '.join(sorted(unknown))}")
+        parts = {
+            name: _decode(item, hints[name], f"{where}.{name}", allowed)
+            for name, item in value.items()
+            if name in names
+        }
+        try:
+            return check(kind(**parts), hint, where)
+        except TypeError as error:
+            raise RefusedError(f"{where}: {error}") from None
+    return check(value, hint, where)
+
+
+def check(value: Any, hint: Any, where: str) -> Any:
+    """`value`, with lists made tuples and whole numbers floats where the type says so; UsageError if it does not fit."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin is Literal:
+        if value not in arguments:
+            nearest = difflib.get_close_matches(str(value), [str(a) for a in arguments], 1)
+            hint_text = f"did you mean {nearest[0]}?" if nearest else ""
+            raise UsageError(
+                f"{where} is {value!r}; it must be one of {', '.join(map(str, arguments))}", hint=hint_text
+            )
+        return value
+    if origin in (typing.Union, types.UnionType):
+        for option in arguments:
+            try:
+                return check(value, option, where)
+            except UsageError:
+                continue
+        raise UsageError(f"{where} is {value!r}; it must be {' or '.join(map(_said, arguments))}")
+    if origin is tuple and isinstance(value, list | tuple):
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return tuple(check(item, arguments[0], where) for item in value)
+        if len(value) == len(arguments):
+            return tuple(check(item, kind, where) for item, kind in zip(value, arguments))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (None, type(None)) and value is None:
+        return value
+    if hint is int and isinstance(value, bool):
+        raise UsageError(f"{where} is {value!r}; it must be a whole number")
+    if isinstance(hint, type) and isinstance(value, hint):
+        return value
+    raise UsageError(f"{where} is {value!r}; it must be {_said(hint)}")
+
+
+def _said(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "text", bool: "True or False", type(None): "None"}
+    return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _replace(config: Any, path: list[str], value: Any, name: str) -> Any:
+    fields = {f.name for f in dataclasses.fields(config)} if dataclasses.is_dataclass(config) else set()
+    if path[0] not in fields:
+        nearest = difflib.get_close_matches(path[0], sorted(fields), 1)
+        full = name[: len(name) - len(".".join(path))]
+        raise UsageError(
+            f"unknown field {name!r}", hint=f"did you mean {full}{nearest[0]}?" if nearest else "see --help"
+        )
+    if len(path) > 1:
+        value = _replace(getattr(config, path[0]), path[1:], value, name)
+    else:
+        value = check(value, typing.get_type_hints(type(config))[path[0]], name)
+    return dataclasses.replace(config, **{path[0]: value})

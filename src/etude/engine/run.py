@@ -1,0 +1,190 @@
+"""`Run`: a directory, and the verbs that work on it after training, wherever it has been moved."""
+
+import datetime
+import json
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from etude import report
+from etude.engine import checkpoint
+from etude.engine.evaluate import measure, numbers
+from etude.engine.parallel import World
+from etude.engine.precision import Resolved, autocast, computes_bf16, pick_device
+from etude.engine.recipe import Recipe
+from etude.errors import MissingError, RefusedError, UsageError
+from etude.tasks.base import Result
+
+
+def version() -> str:
+    """The installed version of etude."""
+    return metadata.version("etude")
+
+
+def new_directory(name: str, root: Path = Path("runs")) -> Path:
+    """Make runs/<name>/<n> with the first free n; nothing that exists is ever taken."""
+    parent = root / name
+    parent.mkdir(parents=True, exist_ok=True)
+    taken = [int(entry.name) for entry in parent.iterdir() if entry.name.isdigit()]
+    number = max(taken, default=0) + 1
+    while True:
+        try:
+            (parent / str(number)).mkdir()
+            return parent / str(number)
+        except FileExistsError:
+            number += 1
+
+
+def begin(
+    directory: Path, recipe: Recipe, *, device: torch.device, precision: Resolved, facts: dict[str, Any], params: int
+):
+    """Write recipe.json and env.json: what is trained, on what, and how it was asked for."""
+    document = {"recipe": recipe.name, "etude": version(), "config": recipe.to_json()}
+    environment = {
+        "etude": version(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "precision": precision,
+        "command": " ".join(["etude", *sys.argv[1:]])
+        if Path(sys.argv[0]).name in ("etude", "__main__.py")
+        else "Python",
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "params": params,
+        "data": facts,
+    }
+    checkpoint.write_atomic(directory / "env.json", json.dumps(environment, indent=1).encode())
+    checkpoint.write_atomic(directory / "recipe.json", json.dumps(document, indent=1).encode())
+
+
+def cpu_name() -> str:
+    """The processor's model name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+class Run:
+    """A run directory's accessors. Nothing in it is executed: JSON and safetensors are all that is read."""
+
+    def __init__(self, path: str | Path, *, types: tuple[type, ...] = ()):
+        """`types`: dataclasses of your own that the recipe is made of, if it was not one of etude's."""
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise MissingError(f"there is no run directory {self.path}", hint="ls runs")
+        if not (self.path / "recipe.json").is_file():
+            raise MissingError(f"{self.path} is not a run directory: it has no recipe.json", hint="ls runs")
+        document = self._json("recipe.json")
+        try:
+            self.recipe = Recipe.from_json(document["config"], types=types)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RefusedError(f"{self.path / 'recipe.json'} is damaged: {error}") from None
+        except UsageError as error:
+            raise RefusedError(f"{self.path / 'recipe.json'} does not hold a recipe: {error}") from None
+        self._model: nn.Module | None = None
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}: {self.recipe.name})"
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise MissingError(f"{path} is missing", hint=f"etude resume {self.path}") from None
+        except (OSError, ValueError) as error:
+            raise RefusedError(f"{path} is damaged: {error}", hint="restore the file from a copy") from None
+        if not isinstance(document, dict):
+            raise RefusedError(f"{path} is damaged: it holds no JSON object")
+        return document
+
+    @property
+    def finished(self) -> bool:
+        """Whether training reached its end."""
+        return (self.path / "result.json").is_file()
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """result.json: {"recipe", "seed", "steps", "train", "eval", "best", "seconds", "params", "weights_sha256"}."""
+        return self._json("result.json")
+
+    @property
+    def env(self) -> dict[str, Any]:
+        """env.json: versions, machine, precision, the data set's facts."""
+        return self._json("env.json")
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """metrics.jsonl, line by line; a line cut off by a kill is left out."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        documents = []
+        for line in lines:
+            try:
+                documents.append(json.loads(line))
+            except ValueError:
+                break
+        return documents
+
+    def model(self, device: str = "auto") -> nn.Module:
+        """The trained network in eval mode: the kept weights, or an unfinished run's newest checkpoint."""
+        place = pick_device(device)
+        if self._model is None:
+            model: nn.Module = self.recipe.model.build()
+            weights = self._weights()
+            try:
+                model.load_state_dict(weights)
+            except RuntimeError as error:
+                first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+                raise RefusedError(f"the weights in {self.path} do not fit its recipe: {first}") from None
+            self._model = model.eval()
+        return self._model.to(place, memory_format=self.recipe.memory_format)  # pyright: ignore[reportCallIssue]
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        path = self.path / "weights.safetensors"
+        if path.is_file():
+            return checkpoint.load_weights_file(path)
+        loaded = checkpoint.load_newest(self.path / "checkpoints", print)
+        if loaded is None:
+            raise MissingError(f"{self.path} holds no weights yet", hint=f"etude resume {self.path}")
+        return loaded.groups.get("ema", loaded.groups["model"])
+
+    def precision(self, device: torch.device) -> Resolved:
+        """What the run was trained in, where this device computes in it; else fp32."""
+        trained: Resolved = self.env.get("precision", "fp32")
+        usable = trained == "fp32" or (trained == "bf16" and computes_bf16(device)) or device.type == "cuda"
+        return trained if usable else "fp32"
+
+    def predict(self, *inputs: Any, device: str = "auto") -> Any:
+        """Answers to raw inputs (for pictures: paths, bytes, PIL images, arrays, tensors): one Result, or a list of them."""
+        model = self.model(device)
+        place = next(model.parameters()).device
+        with torch.no_grad(), autocast(self.precision(place), place):
+            results: list[Result] = self.recipe.task.predict(model, list(inputs), self.recipe.data, self.env["data"])
+        return results[0] if len(inputs) == 1 else results
+
+    def evaluate(self, split: str = "test", *, device: str = "auto", data_path: str | None = None) -> dict[str, float]:
+        """The task's measures of the kept weights over a split: what result.json says, measured again."""
+        data = self.recipe.data
+        if data_path is not None:
+            data = self.recipe.with_(**{"data.path": data_path}).data
+        dataset = data.open()
+        if split not in dataset.sizes:
+            raise UsageError(f"there is no split {split!r}; there are {', '.join(dataset.sizes)}")
+        model = self.model(device)
+        place = next(model.parameters()).device
+        return numbers(measure(model, self.recipe, dataset, split, world=World(place), precision=self.precision(place)))
+
+    def report(self) -> Path:
+        """Write report.html anew from the run's files."""
+        return report.write(self.path)

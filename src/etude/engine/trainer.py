@@ -1,0 +1,616 @@
+"""The only training loop.
+
+    for each step: batch -> task.step(model, batch, update) -> log, evaluate, save
+
+What makes a kill cost nothing: the batch, its augmentation and the dropout masks of a step follow from (seed, step)
+alone, so a checkpoint holds weights, optimiser state, averages and one integer, and the metric log is cut back to
+where it stood when the checkpoint was written.
+"""
+
+import contextlib
+import json
+import math
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from etude import report
+from etude.data.base import Batch, Dataset
+from etude.engine import checkpoint, log, monitor
+from etude.engine.evaluate import arrive, leave, measure, numbers
+from etude.engine.log import duration
+from etude.engine.optim import EMA, by_player
+from etude.engine.parallel import World, assemble, distribute, fill, full, join
+from etude.engine.precision import autocast, keep_large_blocks, resolve
+from etude.engine.prefetch import prefetch
+from etude.engine.recipe import Recipe
+from etude.engine.replay import seed_step, write_replay
+from etude.engine.run import version
+from etude.errors import EtudeError, Interrupted, NumericError, UsageError
+from etude.tasks.base import Logs, LossFn
+from etude.tasks.metrics import Metric
+
+SAVE_SECONDS = 30.0
+"""Time between checkpoints where the recipe gives no number of steps."""
+SAVE, STOP = 1, 2
+
+
+class Trainer:
+    """Trains a recipe into a run directory, from the beginning or from its newest good checkpoint.
+
+    `update` owns autocast, accumulation, clipping, sharding and the optimiser; nothing else does. `directory` may be
+    set until `fit` or `resume` is called; None keeps nothing (a dry run).
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        directory: Path | None,
+        *,
+        world: World | None = None,
+        device: str = "auto",
+        workers: int | None = None,
+        quiet: bool = False,
+    ):
+        self.recipe, self.directory = recipe, directory
+        self.world = world or join(device, shard=recipe.shard)
+        self.main = self.world.rank == 0
+        if recipe.batch_size % (self.world.size * recipe.accumulate):
+            raise UsageError(
+                f"batch_size {recipe.batch_size} does not divide over {self.world.size} processes "
+                f"x {recipe.accumulate} accumulated parts"
+            )
+        keep_large_blocks()
+        self.device = self.world.device
+        self.precision = resolve(recipe.precision, self.device)
+        self.log = log.Log(quiet=quiet or not self.main)
+        self.dataset: Dataset = recipe.data.open()
+        if recipe.patience is not None and "validation" not in self.dataset.sizes:
+            raise UsageError("patience needs held-out samples to judge by", hint="--data.validation 5000")
+        self.workers = self._workers(workers)
+        self._build()
+        self.step = 0
+        self.seconds = 0.0
+        self.best: dict[str, Any] | None = None
+        self.since_best = 0
+        self.evaluated = 0
+        self.last_train: dict[str, float] = {}
+        self.last_eval: dict[str, Any] = {}
+        self._number = 0
+        self._stop: signal.Signals | None = None
+        self._metrics: log.MetricLog | None = None
+        self._board = None
+
+    def _workers(self, asked: int | None) -> int:
+        if asked is not None and asked < 0:
+            raise UsageError(f"workers is {asked}; it must not be negative", hint="--workers 2")
+        if asked is None:
+            asked = 0 if self.dataset.in_memory and self.device.type == "cpu" else min(8, os.cpu_count() or 1)
+        return asked
+
+    def _build(self) -> None:
+        recipe = self.recipe
+        torch.manual_seed(recipe.seed)
+        try:
+            model: nn.Module = recipe.model.build()
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise UsageError(f"the model of {recipe.name} cannot be built: {error}") from error
+        recipe.task.check(model, self.dataset)
+        model.to(self.device, memory_format=recipe.memory_format)
+        self.model = distribute(model, self.world)
+        if recipe.compile:
+            for name in by_player(recipe.optim):
+                (self.model if name == "model" else self.model.get_submodule(name)).compile()
+        self.compiled = recipe.compile
+        optims = by_player(recipe.optim)
+        self.parameters = dict(self.model.named_parameters())  # by now, as sharded modules show others during a step
+        self.players = assemble(self.model, optims, self.world)
+        self.optimizers = {name: optim.build(self.players[name].parameters) for name, optim in optims.items()}
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")  # pyright: ignore[reportPrivateImportUsage]
+        self.ema = EMA(self.model, recipe.ema) if recipe.ema else None
+
+    # ---------------------------------------------------------------- the step
+
+    def update(self, loss_fn: LossFn, batch: Batch, player: str = "model") -> Logs:
+        """One optimiser step of `player` down `loss_fn`; raises NonFinite before the weights are touched."""
+        mine, optimizer, parts = self.players[player], self.optimizers[player], self.recipe.accumulate
+        mine.take_turn()
+        self._number += 1
+        self._seed(self._number)
+        logs: Logs = {}
+        for part, micro in enumerate(monitor.split_batch(batch, parts)):
+            with contextlib.nullcontext() if part == parts - 1 else mine.unsynced():
+                with autocast(self.precision, self.device):
+                    loss, said = mine.call(loss_fn, micro)
+                self.scaler.scale(loss / parts if parts > 1 else loss).backward()
+            for name, value in said.items():
+                value = value.detach() / parts if parts > 1 else value.detach()
+                logs[name] = logs[name] + value if name in logs else value
+        self.scaler.unscale_(optimizer)
+        norm = full(nn.utils.get_total_norm([p.grad for p in mine.parameters if p.grad is not None]))
+        finite = (
+            loss.detach() if self.scaler.is_enabled() else loss.detach() + norm
+        )  # the scaler skips infinite gradients
+        if not math.isfinite(finite.item()):
+            raise monitor.NonFinite(loss_fn, batch, player, self._number)
+        if self._health_due:
+            self._health |= monitor.layer_norms(self.model)
+        if self.recipe.clip is not None:
+            nn.utils.clip_grads_with_norm_(mine.parameters, self.recipe.clip, norm)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        optimizer.zero_grad()
+        logs["grad_norm"] = norm
+        return logs if len(self.players) == 1 else {f"{player}/{name}": value for name, value in logs.items()}
+
+    def _seed(self, number: int) -> None:
+        seed_step(self.recipe.seed, self.step, self.world.rank, number, self.device)
+
+    def _take_step(self, batch: Batch) -> Logs:
+        self._number, self._health, self._batch = 0, {}, batch
+        factor = self.recipe.schedule.factor(self.step, self.recipe.steps)
+        for name, optim in by_player(self.recipe.optim).items():
+            for group in self.optimizers[name].param_groups:
+                group["lr"] = optim.lr * factor
+        self._seed(0)
+        try:
+            return self.recipe.task.step(self.model, batch, self.update)
+        except monitor.NonFinite:
+            raise
+        except Exception as error:
+            if not (self.compiled and _from_compiler(error)):
+                raise
+            self.log(f"torch.compile failed, going on without it: {str(error).splitlines()[0]}")
+            for player in self.players.values():
+                player.module._compiled_call_impl = None
+            self.compiled = False
+            return self._take_step(batch)
+
+    def _make(self, step: int) -> Batch:
+        recipe = self.recipe
+        batch = self.dataset.batch(
+            seed=recipe.seed, step=step, batch_size=recipe.batch_size, rank=self.world.rank, world=self.world.size
+        )
+        return leave(batch, self.dataset, recipe, self.device)
+
+    # ---------------------------------------------------------------- the loop
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the end and return what stands in result.json. Interrupted, NumericError and SaveError say why not."""
+        try:
+            with self._signals():
+                self._open_files()
+                self._introduce()
+                self._loop()
+                return self._finish()
+        except Exception as error:
+            if self.directory and self.main and not isinstance(error, Interrupted):
+                with contextlib.suppress(OSError):
+                    (self.directory / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+                self._status("failed")
+            raise
+        finally:
+            if self._metrics:
+                self._metrics.close()
+            self.log.close()
+
+    def _loop(self) -> None:
+        recipe, steps = self.recipe, self.recipe.steps
+        self.model.train()
+        self.log.begin(self.step, steps)
+        self._clock = self._shown = self._saved = time.monotonic()
+        self._shown_step = self.step
+        health_every = max(recipe.log_every, steps // 100)
+        last = self.step if self._out_of_patience() else steps
+        batches = prefetch(self._make, self.step, last, workers=self.workers)
+        for batch in batches:
+            self._health_due = self.step % health_every == 0
+            batch = arrive(batch, self.dataset, self.recipe, self.device)
+            try:
+                logs = self._take_step(batch)
+            except monitor.NonFinite as error:
+                self._explain(error)
+            if self.ema:
+                self.ema.update()
+            self.step += 1
+            self._record(logs)
+            if self.step % recipe.evaluate_every == 0 and self.step < steps:
+                self._evaluate_and_keep()
+            wish = STOP if self._stop else SAVE if self._save_due() else 0
+            wish = self.world.largest(wish)
+            if wish == STOP:
+                batches.close()
+                self._interrupt()
+            if wish == SAVE and self.step < steps:
+                self._save()
+            if self._out_of_patience():
+                self.log(f"stopped early: no better {self.recipe.task.measure} in {recipe.patience} evaluations")
+                batches.close()
+                break
+        self.log.end()
+
+    def _save_due(self) -> bool:
+        if self.recipe.save_every:
+            return self.step % self.recipe.save_every == 0
+        return time.monotonic() - self._saved > SAVE_SECONDS
+
+    def _record(self, logs: Logs) -> None:
+        """Write the metric log where it is due, and keep the live line and the dashboard moving."""
+        recipe, now = self.recipe, time.monotonic()
+        due = self.step % recipe.log_every == 0 or self.step in (1, recipe.steps)
+        showing = now - self._shown >= 0.25 or self.step == recipe.steps
+        values = {name: value.item() for name, value in logs.items()} if due or showing else {}
+        if due:
+            self.last_train = values
+            epoch = self.step * recipe.batch_size / self.dataset.sizes["train"]
+            rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
+            lr = {"lr": rates["model"]} if len(rates) == 1 else {f"{name}/lr": rate for name, rate in rates.items()}
+            self._write({"step": self.step, "epoch": round(epoch, 4), **values, **lr})
+        if self._health:
+            self._write({"step": self.step, "grad_norms": self._health})
+        if showing:
+            self._progress(values, now)
+
+    def _progress(self, values: dict[str, float], now: float) -> None:
+        span = max(now - self._shown, 1e-9)
+        self._speed = (self.step - self._shown_step) * self.recipe.batch_size / span
+        self._shown, self._shown_step = now, self.step
+        left = (self.recipe.steps - self.step) * self.recipe.batch_size / max(self._speed, 1e-9)
+        shown = {name: value for name, value in values.items() if not name.endswith("grad_norm")}
+        self.log.progress(self.step, self.recipe.steps, shown, self._speed, left)
+        if self.directory and self.main and now - self._reported > self._report_every:
+            self._status("training", eta=left)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._metrics:
+            self._metrics.write(line)
+        if self._board and "step" in line:
+            values = line.get("eval", line)
+            for name, value in values.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(f"eval/{name}" if "eval" in line else name, value, line["step"])
+
+    # ---------------------------------------------------------------- evaluation
+
+    def measure(self, split: str) -> dict[str, Metric]:
+        """The task's measures over a split, exact over all processes, with the averaged weights where there are any."""
+        averaged = self.ema.applied() if self.ema else contextlib.nullcontext()
+        with averaged:
+            return measure(
+                self.model, self.recipe, self.dataset, split,
+                world=self.world, precision=self.precision, workers=self.workers,
+            )  # fmt: skip
+
+    def _out_of_patience(self) -> bool:
+        return self.recipe.patience is not None and self.since_best >= self.recipe.patience
+
+    def _evaluate_and_keep(self) -> None:
+        """Evaluate, log, keep the best weights."""
+        task, held_out = self.recipe.task, "validation" in self.dataset.sizes
+        split = "validation" if held_out else "test"
+        measured = self.measure(split)
+        values = numbers(measured)
+        self._write({"step": self.step, "eval": values, "split": split})
+        score = values[task.measure]
+        said = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self.log(f"step {self.step}  {split}  {said}")
+        sign = 1 if task.higher_is_better else -1
+        better = self.best is None or sign * score > sign * self.best[task.measure]
+        # without held-out samples nothing may be chosen by the test split: the last weights are kept
+        if better or not held_out:
+            self.best = {"step": self.step, task.measure: score, "split": split}
+            self.since_best = 0
+            self._keep_weights()
+        else:
+            self.since_best += 1
+        self.last_eval, self.evaluated = values, self.step
+        self._figures(measured, split)
+
+    def _keep_weights(self) -> None:
+        weights = self._weights()
+        if self.directory and self.main:
+            try:
+                checkpoint.save_weights(self.directory / "weights.safetensors", weights)
+            except checkpoint.SaveError as error:
+                self.log(f"{error}; training goes on")
+
+    def _weights(self) -> dict[str, Tensor]:
+        """What is evaluated and kept: the averages where there are any, gathered whole."""
+        source = self.ema.average if self.ema else self.model.state_dict()
+        return {name: full(value) for name, value in source.items()}
+
+    def _figures(self, measured: dict[str, Metric], split: str) -> None:
+        if self.directory and self.main:
+            blocks = self.recipe.task.figures(measured, self.dataset, split)
+            with contextlib.suppress(checkpoint.SaveError):
+                checkpoint.write_atomic(self.directory / "figures.json", json.dumps(blocks).encode())
+            self._status("training")
+
+    def _finish(self) -> dict[str, Any]:
+        """The last checkpoint, the final evaluation on the test split with the weights that are kept, result.json."""
+        recipe, task = self.recipe, self.recipe.task
+        self.seconds += time.monotonic() - self._clock
+        self._clock = time.monotonic()
+        self._save(final=True)
+        if "validation" in self.dataset.sizes:
+            if self.evaluated != self.step:
+                self._evaluate_and_keep()
+            self._take_best()
+            measured = self.measure("test")
+            values = numbers(measured)
+            self._write({"step": self.step, "eval": values, "split": "test"})
+            self._figures(measured, "test")
+        else:
+            self._evaluate_and_keep()
+            values = self.last_eval
+        result = {
+            "recipe": recipe.name,
+            "seed": recipe.seed,
+            "steps": self.step,
+            "train": self.last_train,
+            "eval": values,
+            "best": self.best,
+            "seconds": round(self.seconds, 2),
+            "params": self.params,
+            "weights_sha256": checkpoint.digest(self._weights()),
+        }
+        if self.directory and self.main:
+            assert self._metrics
+            self._metrics.flush(sync=True)
+            checkpoint.write_atomic(self.directory / "result.json", json.dumps(result, indent=1).encode())
+            self._status("done")
+        said = (
+            f"{task.measure} {values[task.measure]:.2%}"
+            if task.measure == "accuracy"
+            else f"{values[task.measure]:.4g}"
+        )
+        self.log(f"done: test {said} after {self.step} steps in {duration(self.seconds)}")
+        self.world.gather(None)  # nobody goes on before everything is written
+        return result
+
+    def _take_best(self) -> None:
+        """Put the best weights, as kept, back into the model (and its averages)."""
+        if self.directory is None:
+            return
+        best = self.world.gather(
+            checkpoint.load_weights_file(self.directory / "weights.safetensors") if self.main else None
+        )[0]
+        target = self.ema.average if self.ema else self.model.state_dict()
+        for name, value in best.items():
+            fill(target[name], value)
+
+    # ---------------------------------------------------------------- saving and resuming
+
+    def _save(self, *, final: bool = False) -> None:
+        """Write a checkpoint. A failure is said and training goes on with the last good one; at the end it is raised."""
+        groups = self.tensors()
+        self._saved = time.monotonic()
+        if not (self.directory and self.main):
+            return
+        assert self._metrics
+        folder, now = self.directory / "checkpoints", time.monotonic()
+        state = {
+            "step": self.step,
+            "seed": self.recipe.seed,
+            "precision": self.precision,
+            "processes": self.world.size,
+            "best": self.best,
+            "since_best": self.since_best,
+            "evaluated": self.evaluated,
+            "last_train": self.last_train,
+            "ema_updates": self.ema.updates if self.ema else 0,
+            "scaler": self.scaler.state_dict(),
+            "seconds": round(self.seconds + now - self._clock, 3),
+        }
+        try:
+            self._metrics.flush(sync=True)
+            state["metrics_bytes"] = self._metrics.bytes
+            checkpoint.save_checkpoint(folder, self.step, groups, state, keep=self.recipe.keep)
+        except (checkpoint.SaveError, OSError) as error:
+            kept = checkpoint.steps(folder)
+            last = f"the last good one is step-{kept[0]}" if kept else "there is none yet"
+            if final:
+                raise checkpoint.SaveError(
+                    f"{error}; {last}", hint=f"free space, then: etude resume {self.directory}"
+                ) from error
+            self.log(f"{error}; {last}; training goes on")
+        self._saved = time.monotonic()
+
+    def tensors(self) -> checkpoint.Groups:
+        """Everything a checkpoint holds: weights, optimiser state by parameter name, averages; gathered whole."""
+        names = {p: name for name, p in self.parameters.items()}
+        optim = {
+            f"{player}/{names[p]}/{key}": full(value)
+            for player, optimizer in self.optimizers.items()
+            for p, state in optimizer.state.items()
+            for key, value in state.items()
+            if isinstance(value, Tensor)
+        }
+        groups = {"model": {name: full(value) for name, value in self.model.state_dict().items()}, "optim": optim}
+        if self.ema:
+            groups["ema"] = {name: full(value) for name, value in self.ema.average.items()}
+        return groups
+
+    def resume(self) -> None:
+        """Go back to the newest checkpoint that verifies; without one, the run starts again from its beginning."""
+        assert self.directory
+        folder = self.directory / "checkpoints"
+        if self.main:
+            self.log.keep(self.directory / "log.txt")
+            checkpoint.sweep(folder)
+        loaded = checkpoint.load_newest(folder, self.log)
+        if loaded is None:
+            self.log("no checkpoint to resume from: starting from step 0")
+            return
+        self.restore(loaded)
+        self.log(f"resumed from checkpoint step-{loaded.step}, every file as its sha256 says")
+
+    def restore(self, loaded: checkpoint.Loaded) -> None:
+        """Take over a checkpoint's tensors and state."""
+        state, model = loaded.state, self.model.state_dict()
+        _fill_all(model, loaded.groups["model"], "model")
+        for name, value in loaded.groups["optim"].items():
+            player, _, rest = name.partition("/")
+            parameter_name, _, key = rest.rpartition("/")
+            p = self.parameters[parameter_name]
+            if value.shape == p.shape:
+                held = torch.empty_like(p)  # in the parameter's own memory format, as fused kernels need it
+                fill(held, value)
+                value = held
+            self.optimizers[player].state[p][key] = value
+        if self.ema:
+            _fill_all(self.ema.average, loaded.groups["ema"], "ema")
+            self.ema.updates = state["ema_updates"]
+        self.scaler.load_state_dict(state["scaler"])
+        if state["precision"] != self.precision:
+            self.log(
+                f"precision was {state['precision']} and is {self.precision} here: results will differ in the last digits"
+            )
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.best, self.since_best, self.evaluated = state["best"], state["since_best"], state["evaluated"]
+        self.last_train = state["last_train"]
+        self._metrics_bytes = state["metrics_bytes"]
+
+    def _interrupt(self) -> None:
+        self.log.end()
+        self._save(final=True)
+        self._status("stopped")
+        code = 130 if self._stop in (None, signal.SIGINT) else 75
+        where = self.directory or ""
+        raise Interrupted(f"stopped and saved at step {self.step}", hint=f"etude resume {where}", code=code)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """The first Ctrl-C or SIGTERM asks the loop to finish its step; the second acts as if we were not here."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        wanted = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in wanted}
+
+        def ask(number: int, _frame: Any) -> None:
+            self._stop = signal.Signals(number)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.write(2, f"\n{self._stop.name}: finishing the step, then saving (again: stop at once)\n".encode())
+
+        for number in wanted:
+            signal.signal(number, ask)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    # ---------------------------------------------------------------- files and words
+
+    _metrics_bytes = 0
+    _speed = 0.0
+    _reported = 0.0
+    _report_every = 10.0
+    _health_due = False
+    _health: dict[str, float] = {}
+    _clock = 0.0
+
+    @property
+    def params(self) -> int:
+        """Trainable numbers in the model."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    def _open_files(self) -> None:
+        self._clock = self._shown = self._saved = time.monotonic()
+        if not (self.directory and self.main):
+            return
+        self.log.keep(self.directory / "log.txt")
+        self._metrics = log.MetricLog(self.directory / "metrics.jsonl", keep_bytes=self._metrics_bytes)
+        (self.directory / "error.txt").unlink(missing_ok=True)
+        self._board = _tensorboard(self.directory)
+        self._status("training")
+
+    def _introduce(self) -> None:
+        recipe, sizes = self.recipe, self.dataset.sizes
+        held = ", ".join(f"{count:,} {split}" for split, count in sizes.items())
+        epochs = recipe.steps * recipe.batch_size / sizes["train"]
+        processes = f" x {self.world.size} processes" if self.world.size > 1 else ""
+        self.log(f"etude {version()} · {recipe.name} · {self.params:,} parameters")
+        self.log(f"device {self.device}{processes} ({torch.get_num_threads()} threads) · precision {self.precision}")
+        self.log(f"data {self.dataset.facts.get('source', '')}: {held}")
+        self.log(
+            f"{recipe.steps:,} steps of {recipe.batch_size} ({epochs:.1f} epochs) from step {self.step} · seed {recipe.seed}"
+        )
+        if self.directory:
+            self.log(f"run directory {self.directory}")
+
+    def _status(self, state: str, *, eta: float | None = None) -> None:
+        """status.json and report.html as they stand now."""
+        if not (self.directory and self.main):
+            return
+        begun = time.monotonic()
+        seconds = self.seconds + (begun - self._clock if state == "training" else 0)
+        status = {"state": state, "step": self.step, "steps": self.recipe.steps, "seconds": round(seconds, 1)}
+        status |= {"samples_per_second": round(self._speed, 1), "eta": round(eta, 1) if eta is not None else None}
+        with contextlib.suppress(OSError, checkpoint.SaveError):  # the dashboard is not worth ending a training
+            if self._metrics:
+                self._metrics.flush()
+            checkpoint.write_atomic(self.directory / "status.json", json.dumps(status).encode())
+            report.write(self.directory)
+        self._reported = time.monotonic()
+        self._report_every = max(10.0, 50 * (self._reported - begun))
+
+    def _explain(self, error: monitor.NonFinite) -> None:
+        """Name what went wrong, leave the step as tensors for `etude replay`, and stop with exit 5."""
+        weights = {name: full(value).clone() for name, value in self.model.state_dict().items()}
+        self._seed(error.number)
+        context = autocast(self.precision, self.device)
+        finding = monitor.explain(self.model, error.loss_fn, error.batch, self.recipe.accumulate, context)
+        findings = self.world.gather(finding)
+        finding = next((f for f in findings if f.samples), findings[0])
+        norms = _last_norms(self.directory) if self.directory and self.main else {}
+        if self.directory and self.main:
+            about = {"step": self.step, "rank": self.world.rank, "number": error.number, "precision": self.precision}
+            write_replay(self.directory, weights, self._batch, about | {"finding": finding.json()})
+        said = f"NaN or Inf at step {self.step}: {finding.what}"
+        if norms:
+            largest = sorted(norms.items(), key=lambda item: -item[1])[:3]
+            said += "; last gradient norms: " + ", ".join(f"{name} {norm:.3g}" for name, norm in largest)
+        self.log.end()
+        self.log(said)
+        hint = f"etude replay {self.directory}" if self.directory else "lower --optim.lr or set --clip 1.0"
+        raise NumericError(said, hint=hint)
+
+
+def _fill_all(target: dict[str, Tensor], source: dict[str, Tensor], what: str) -> None:
+    if target.keys() != source.keys():
+        differing = ", ".join(sorted(target.keys() ^ source.keys())[:5])
+        raise EtudeError(f"the checkpoint's {what} is of another network: {differing}")
+    for name, value in source.items():
+        fill(target[name], value)
+
+
+def _from_compiler(error: Exception) -> bool:
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+
+
+def _last_norms(directory: Path) -> dict[str, float]:
+    lines = (directory / "metrics.jsonl").read_text().splitlines() if (directory / "metrics.jsonl").exists() else []
+    for line in reversed(lines):
+        if '"grad_norms"' in line:
+            return json.loads(line)["grad_norms"]
+    return {}
+
+
+def _tensorboard(directory: Path):
+    """A TensorBoard writer where tensorboard is installed, else None."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(directory / "tensorboard"))

@@ -1,0 +1,75 @@
+"""`Task`: what is learned, apart from the model that learns it and the engine that trains it."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from etude.data.base import Batch, Data, Dataset
+from etude.tasks.metrics import Metric
+
+Logs = dict[str, Tensor]
+LossFn = Callable[[nn.Module, Batch], tuple[Tensor, Logs]]
+Block = dict[str, Any]
+"""A figure for the report, JSON-able: {"kind": "matrix" | "images" | "table" | "lines" | "scatter" | "text", ...}."""
+
+
+class Update(Protocol):
+    """One optimiser step of one player on one batch; the engine's, which owns precision, accumulation and sharding."""
+
+    def __call__(self, loss_fn: LossFn, batch: Batch, player: str = "model") -> Logs: ...
+
+
+class Result(Protocol):
+    """The answer to one input."""
+
+    def json(self) -> dict[str, Any]:
+        """As plain values."""
+        ...
+
+    def row(self) -> list[str]:
+        """As cells of a table."""
+        ...
+
+    def plot(self) -> Any:
+        """As a picture (PIL image)."""
+        ...
+
+    def save(self, path: Any) -> None:
+        """The picture, to a file."""
+        ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """Subclasses are frozen dataclasses of plain values. A system with one player overrides `loss`; one with several
+    overrides `step`, which then reads like the paper's algorithm."""
+
+    measure: ClassVar[str] = "loss"
+    """The name in `evaluate`'s result by which runs are compared."""
+    higher_is_better: ClassVar[bool] = False
+
+    def check(self, model: nn.Module, dataset: Dataset) -> None:
+        """Raise UsageError where model and data do not fit each other; called once, before training."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Logs]:
+        """The scalar to descend, a mean over the samples of `batch`, and scalars to log."""
+        raise TypeError(f"{type(self).__name__} defines neither loss nor step")
+
+    def step(self, model: nn.Module, batch: Batch, update: Update) -> Logs:
+        """One step of training. `update(loss_fn, batch, player)` descends `loss_fn(model, batch)` in the weights of the
+        child module `player` alone ("model": all weights) and returns what loss_fn logged."""
+        return update(self.loss, batch)
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, Metric]:
+        """Measures over batches that hold every sample once. The engine merges them over processes."""
+        raise TypeError(f"{type(self).__name__} does not define evaluate")
+
+    def figures(self, measured: dict[str, Metric], dataset: Dataset, split: str) -> list[Block]:
+        """What the report shows of an evaluation."""
+        return []
+
+    def predict(self, model: nn.Module, inputs: list[Any], data: Data, facts: dict[str, Any]) -> list[Result]:
+        """Answers to raw inputs. `facts` are the data set's, as kept in the run."""
+        raise TypeError(f"{type(self).__name__} does not define predict")

@@ -1,0 +1,210 @@
+"""Classification of one input into one of K classes: cross-entropy, label smoothing, Mixup's two labels."""
+
+import base64
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+
+from etude.data.base import Batch, Data, Dataset
+from etude.errors import UsageError
+from etude.tasks.base import Block, Logs, Task
+from etude.tasks.metrics import Confusion, Mean, Metric, Worst
+
+CHUNK = 64
+"""Inputs predicted at once."""
+
+
+@dataclass(frozen=True)
+class Classify(Task):
+    """Single-label classification. Batches hold "image" and "label"; with Mixup also "partner" labels and "mix"."""
+
+    label_smoothing: float = 0.0
+    """eps of (1 - eps) y + eps / K (Szegedy et al., arXiv 1512.00567, section 7)."""
+
+    measure: ClassVar[str] = "accuracy"
+    higher_is_better: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise UsageError(f"label_smoothing is {self.label_smoothing}; it must lie in [0, 1)")
+
+    @torch.no_grad()
+    def check(self, model: nn.Module, dataset: Dataset) -> None:
+        """Whether the model takes the pictures, and has an output for each class."""
+        image = dataset.finish(dataset.fetch("test", [0]))["image"]
+        try:
+            outputs = model.eval()(image).shape[1]
+        except RuntimeError as error:
+            raise UsageError(f"the model does not take pictures of shape {tuple(image.shape[1:])}: {error}") from error
+        model.train()
+        classes = len(dataset.facts["classes"])
+        if outputs != classes:
+            raise UsageError(
+                f"the model has {outputs} outputs, the data {classes} classes", hint=f"--model.num-classes {classes}"
+            )
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Logs]:
+        """Mean cross-entropy; under Mixup, the two labels' losses in the same proportion as their pictures."""
+        logits, labels = model(batch["image"]), batch["label"]
+        correct = (logits.argmax(1) == labels).float().mean()
+        if "mix" not in batch:
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+            return loss, {"loss": loss, "accuracy": correct}
+        mix = batch["mix"].to(logits.dtype)
+        own = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
+        other = F.cross_entropy(logits, batch["partner"], reduction="none", label_smoothing=self.label_smoothing)
+        loss = (mix * own + (1 - mix) * other).mean()
+        return loss, {"loss": loss, "accuracy": correct}
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, Metric]:
+        """Top-1 accuracy, mean cross-entropy (without smoothing), confusion counts and the worst mistakes; top-5 accuracy
+        where there are more than ten classes."""
+        measured: dict[str, Metric] = {}
+        accuracy, top5, loss, worst = Mean(), Mean(), Mean(), Worst(24)
+        confusion = None
+        for batch in batches:
+            logits, labels = model(batch["image"]).float(), batch["label"]
+            confusion = confusion or Confusion(logits.shape[1])
+            losses = F.cross_entropy(logits, labels, reduction="none")
+            confidence, predicted = logits.softmax(1).max(1)
+            accuracy.add(predicted == labels)
+            loss.add(losses)
+            confusion.add(labels, predicted)
+            if logits.shape[1] > 10:
+                top5.add((logits.topk(5).indices == labels[:, None]).any(1))
+            wrong = predicted != labels
+            columns = (batch["index"].to(labels.device), labels, predicted, confidence)
+            worst.add(losses[wrong], *(column[wrong] for column in columns))
+        measured |= {"accuracy": accuracy, "loss": loss}
+        if top5.count:
+            measured["accuracy_top5"] = top5
+        return measured | ({"confusion": confusion} if confusion else {}) | {"worst": worst}
+
+    def figures(self, measured: dict[str, Metric], dataset: Dataset, split: str) -> list[Block]:
+        """The confusion matrix, and the mistakes with the largest loss as pictures."""
+        classes = dataset.facts["classes"]
+        blocks: list[Block] = [
+            {
+                "kind": "matrix",
+                "title": f"Confusion on {split}",
+                "labels": classes,
+                "values": measured["confusion"].value(),
+                "row": "true class",
+                "column": "predicted class",
+            }
+        ]
+        mistakes = measured["worst"].value()
+        if mistakes:
+            images = dataset.fetch(split, [int(index) for index, *_ in mistakes])["image"]
+            items = [
+                {
+                    "png": _png(image),
+                    "caption": f"{classes[int(label)]}, taken for {classes[int(predicted)]} ({confidence:.0%})",
+                    "detail": f"{split} sample {int(index)}",
+                }
+                for image, (index, label, predicted, confidence) in zip(images, mistakes)
+            ]
+            blocks.append({"kind": "images", "title": "The worst mistakes", "items": items})
+        return blocks
+
+    @torch.no_grad()
+    def predict(self, model: nn.Module, inputs: list[Any], data: Data, facts: dict[str, Any]) -> list["Classification"]:
+        """Each input's class and the probability of all classes. Inputs: paths, bytes, PIL images, arrays, tensors."""
+        device = next(model.parameters()).device
+        results = []
+        for start in range(0, len(inputs), CHUNK):
+            chunk = inputs[start : start + CHUNK]
+            samples = [data.prepare(raw) for raw in chunk]
+            probabilities = model(data.collate(samples)["image"].to(device)).float().softmax(1).tolist()
+            classes = tuple(facts["classes"])
+            results += [
+                Classification(p, classes, sample, _name(raw)) for p, sample, raw in zip(probabilities, samples, chunk)
+            ]
+        return results
+
+
+@dataclass(frozen=True)
+class Classification:
+    """What a picture was taken for."""
+
+    probabilities: list[float]
+    classes: tuple[str, ...]
+    image: Tensor = field(repr=False)
+    """(C, H, W) uint8: what the model saw."""
+    source: str = ""
+
+    @property
+    def label(self) -> str:
+        """The most probable class."""
+        return self.top(1)[0][0]
+
+    @property
+    def confidence(self) -> float:
+        """Its probability."""
+        return self.top(1)[0][1]
+
+    def top(self, k: int = 5) -> list[tuple[str, float]]:
+        """The k most probable classes with their probabilities, best first."""
+        order = sorted(range(len(self.classes)), key=lambda i: -self.probabilities[i])
+        return [(self.classes[i], self.probabilities[i]) for i in order[:k]]
+
+    def json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {
+            "input": self.source,
+            "label": self.label,
+            "confidence": self.confidence,
+            "top": [{"label": label, "probability": p} for label, p in self.top()],
+        }
+
+    def row(self) -> list[str]:
+        """As cells of a table: the class, its probability, the runners-up."""
+        (label, p), *others = self.top(3)
+        return [label, f"{p:.1%}", ", ".join(f"{other} {q:.1%}" for other, q in others)]
+
+    def plot(self) -> Image.Image:
+        """The picture beside bars of its five most probable classes."""
+        height, bar = 240, 260
+        picture = _pil(self.image)
+        scale = height / max(picture.size)
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        picture = picture.convert("RGB").resize(
+            size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS
+        )
+        sheet = Image.new("RGB", (height + bar + 60, height + 40), "white")
+        sheet.paste(picture, (20 + (height - size[0]) // 2, 20 + (height - size[1]) // 2))
+        draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+        for row, (label, p) in enumerate(self.top()):
+            x, y = height + 40, 20 + row * 48
+            draw.text((x, y), f"{label}  {p:.1%}", fill="#222222", font=font)
+            draw.rectangle((x, y + 22, x + bar, y + 32), fill="#e6e8eb")
+            if p * bar >= 1:
+                draw.rectangle((x, y + 22, x + p * bar, y + 32), fill="#2563eb" if row == 0 else "#93a3b8")
+        return sheet
+
+    def save(self, path: str | Path) -> None:
+        """The plot, in the format that the name's ending says."""
+        self.plot().save(path)
+
+
+def _pil(image: Tensor) -> Image.Image:
+    """(C, H, W) uint8, one channel or three -> a PIL image."""
+    array = image.permute(1, 2, 0).contiguous().numpy()
+    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+
+
+def _png(image: Tensor) -> str:
+    buffer = io.BytesIO()
+    _pil(image).save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _name(raw: Any) -> str:
+    return str(raw) if isinstance(raw, str | Path) else type(raw).__name__

@@ -1,0 +1,1 @@
+"""Comparison with reference implementations, through the importer that users run."""

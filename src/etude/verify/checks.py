@@ -1,0 +1,94 @@
+"""The checks that `etude verify` prints and the tests repeat: each model against what it claims to equal."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from etude import catalog
+from etude.verify import golden
+from etude.weights import load_weights
+
+GOLDEN = {
+    # size: reference, layout of its weights
+    "resnet18": ("torchvision 0.29.1", "torchvision"),
+    "resnet50": ("torchvision 0.29.1", "torchvision"),
+    "mobilenet_v2": ("torchvision 0.29.1", "torchvision"),
+}
+PARAMETERS = {
+    # size: reference, its number of parameters
+    "resnet18": ("torchvision 0.29.1", 11_689_512),
+    "resnet34": ("torchvision 0.29.1", 21_797_672),
+    "resnet50": ("torchvision 0.29.1", 25_557_032),
+    "resnet101": ("torchvision 0.29.1", 44_549_160),
+    "resnet152": ("torchvision 0.29.1", 60_192_808),
+    "mobilenet_v1": ("Keras", 4_231_976),
+    "mobilenet_v2": ("torchvision 0.29.1", 3_504_872),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    system: str
+    """The size that was built."""
+    reference: str
+    quantity: str
+    error: float
+    bound: float
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= self.bound
+
+    def json(self) -> dict[str, Any]:
+        """JSON knows no infinity or NaN: such an error is null."""
+        return asdict(self) | {"error": self.error if math.isfinite(self.error) else None, "ok": self.ok}
+
+
+def run(systems: list[str] | None = None) -> list[Check]:
+    """All checks of these systems or sizes, or of all. UsageError names the nearest where one is unknown."""
+    rows = catalog.SYSTEMS if systems is None else [catalog.system(name) for name in systems]
+    sizes = [size for row in rows for size in row.sizes if systems is None or {row.name, size} & set(systems)]
+    return [check for size in dict.fromkeys(sizes) for check in checks(size)]
+
+
+def checks(size: str) -> Iterator[Check]:
+    """The checks of one size."""
+    if size in PARAMETERS:
+        reference, count = PARAMETERS[size]
+        yield Check(size, reference, "parameters", abs(catalog.count(size) - count), 0)
+    if size in GOLDEN:
+        yield from golden_checks(size)
+    if size == "mlp":
+        yield mlp_formula()
+
+
+def golden_checks(size: str) -> Iterator[Check]:
+    """Outputs on the golden file's weights, read through its reference's layout."""
+    reference, layout = GOLDEN[size]
+    expected = golden.load(size)
+    model = load_weights(catalog.model(size), expected.weights, source=layout).eval()
+    with torch.no_grad():
+        logits = model(expected.image)
+    for quantity, error in expected.errors("logits", logits).items():
+        yield Check(size, reference, quantity, error, golden.BOUND)
+
+
+def mlp_formula() -> Check:
+    """The perceptron against z = W x + b and ReLU, in float64 numpy."""
+    model = catalog.model("mlp", in_features=20, hidden=(30, 40), num_classes=5)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    weights = {name: golden.weight(0, name, shape) for name, shape in shapes.items()}
+    load_weights(model, {name: torch.from_numpy(array) for name, array in weights.items()})
+    x = golden.generator(0, "input").standard_normal((8, 20))
+    expected = x
+    for layer in ("hidden.0", "hidden.1", "head"):
+        expected = expected @ weights[f"{layer}.weight"].astype(np.float64).T + weights[f"{layer}.bias"]
+        expected = expected if layer == "head" else np.maximum(expected, 0)
+    with torch.no_grad():
+        logits = model.eval()(torch.from_numpy(x).float()).numpy()
+    error = float(np.linalg.norm(logits - expected) / np.linalg.norm(expected))
+    return Check("mlp", "z = W x + b, ReLU", "logits", error, 1e-5)

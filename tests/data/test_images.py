@@ -1,0 +1,136 @@
+"""`Images`: splits, purity, normalisation, Mixup by hand, folders."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from etude.data import order
+from etude.data.augment import Augment
+from etude.data.images import Images
+from etude.errors import MissingError, UsageError
+
+DIGITS = Images(source="digits", mean=(0.3,), std=(0.4,))
+
+
+def test_splits_and_facts():
+    dataset = DIGITS.open()
+    assert dataset.sizes == {"train": 1437, "test": 360} and dataset.facts["classes"] == list("0123456789")
+    held = Images(source="digits", mean=(0.3,), std=(0.4,), validation=200).open()
+    assert held.sizes == {"train": 1237, "test": 360, "validation": 200}
+
+    def pictures(dataset, split):
+        return {tuple(row.tolist()) for row in dataset.fetch(split, range(dataset.sizes[split]))["image"].flatten(1)}
+
+    together = pictures(held, "train") | pictures(held, "validation")
+    assert together == pictures(dataset, "train")
+    assert len(pictures(held, "validation") & pictures(held, "train")) <= len(dataset.sizes)  # equal drawings, if any
+
+
+def test_normalisation_by_hand():
+    batch = DIGITS.open()
+    raw = batch.fetch("test", [3, 1])
+    done = batch.finish(raw)
+    torch.testing.assert_close(done["image"], (raw["image"].float() / 255 - 0.3) / 0.4)
+    assert torch.equal(done["label"], raw["label"])
+
+
+def test_batches_are_pure():
+    """Any process, any order, any neighbours: a sample of an epoch is always the same picture."""
+    data = Images(source="digits", mean=(0.3,), std=(0.4,), augment=Augment(crop=1, flip=0.5, brightness=0.4))
+    dataset, again = data.open(), data.open()
+    late, early = (dataset.finish(dataset.batch(seed=1, step=s, batch_size=32), seed=1) for s in (40, 3))
+    for step, batch in ((3, early), (40, late)):
+        other = again.finish(again.batch(seed=1, step=step, batch_size=32), seed=1)
+        assert all(torch.equal(batch[name], other[name]) for name in batch)
+    halves = [again.finish(again.batch(seed=1, step=3, batch_size=32, rank=r, world=2), seed=1) for r in (0, 1)]
+    assert torch.equal(torch.cat([half["image"] for half in halves]), early["image"])
+    first = int(early["index"][0])
+    alone = dataset.fetch("train", [first], epochs=[0], seed=1)
+    assert torch.equal(dataset.finish(alone, seed=1)["image"][0], early["image"][0])
+    other_epoch = dataset.fetch("train", range(64), epochs=1, seed=1)
+    this_epoch = dataset.fetch("train", range(64), epochs=0, seed=1)
+    assert not torch.equal(dataset.finish(other_epoch, seed=1)["image"], dataset.finish(this_epoch, seed=1)["image"])
+
+
+def test_mixup_by_hand():
+    """x = lambda x_i + (1 - lambda) x_j, the labels alike, lambda ~ Beta(alpha, alpha): arXiv 1710.09412."""
+    plain = DIGITS.open().finish(DIGITS.open().batch(seed=4, step=2, batch_size=8), seed=4)
+    data = Images(source="digits", mean=(0.3,), std=(0.4,), mixup=0.5)
+    mixed = data.open().finish(data.open().batch(seed=4, step=2, batch_size=8), seed=4)
+    lam = np.repeat(order.beta(4, [0] * 4, plain["index"][::2].numpy(), 0.5), 2)
+    for i in range(8):
+        j = i ^ 1
+        expected = lam[i] * plain["image"][i] + (1 - lam[i]) * plain["image"][j]
+        torch.testing.assert_close(mixed["image"][i], expected.float(), rtol=1e-5, atol=1e-6)
+        assert mixed["partner"][i] == plain["label"][j]
+    np.testing.assert_allclose(mixed["mix"].numpy(), lam, rtol=1e-6)
+    evaluated = data.open().finish(data.open().fetch("test", range(3)))
+    assert "mix" not in evaluated
+    with pytest.raises(UsageError, match="odd"):
+        data.open().finish(data.open().batch(seed=4, step=2, batch_size=7), seed=4)
+
+
+def test_prepared_pictures_are_those_of_the_test_split(tmp_path):
+    image = DIGITS.open().fetch("test", [5])["image"][0]
+    Image.fromarray(image[0].numpy()).save(tmp_path / "digit.png")
+    for raw in (
+        tmp_path / "digit.png",
+        str(tmp_path / "digit.png"),
+        (tmp_path / "digit.png").read_bytes(),
+        image,
+        image[0].numpy(),
+    ):
+        assert torch.equal(DIGITS.prepare(raw), image)
+    large = Image.fromarray(image[0].numpy()).convert("RGB").resize((80, 160), Image.Resampling.NEAREST)
+    assert DIGITS.prepare(large).shape == (1, 8, 8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 3)):
+        for label in ("cat", "dog"):
+            (tmp_path / split / label).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (40 + i, 50, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / split / label / f"{i}.png")
+    return tmp_path
+
+
+def test_any_folder_of_pictures(folder):
+    data = Images(
+        source="folder", path=str(folder), size=24, mean=(0.5,) * 3, std=(0.5,) * 3, augment=Augment(flip=0.5)
+    )
+    dataset = data.open()
+    assert (
+        dataset.sizes == {"train": 12, "test": 6}
+        and dataset.facts["classes"] == ["cat", "dog"]
+        and not dataset.in_memory
+    )
+    batch = dataset.batch(seed=0, step=1, batch_size=5)
+    assert batch["image"].shape == (5, 3, 24, 24) and batch["image"].dtype == torch.uint8
+    assert torch.equal(batch["image"], dataset.batch(seed=0, step=1, batch_size=5)["image"])
+    crops = [dataset.fetch("train", [0], epochs=[e])["image"] for e in (0, 1)]
+    assert not torch.equal(*crops)
+    assert torch.equal(dataset.fetch("test", [0])["image"][0], data.prepare(folder / "val" / "cat" / "0.png"))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"source": "digit"}, UsageError, "digit"),
+        ({"mean": (0.5,) * 3, "std": (0.5,) * 3}, UsageError, "channels"),
+        ({"mean": (0.5,) * 2, "std": (0.5,) * 2}, UsageError, "channels"),
+        ({"std": (0.0,)}, UsageError, "positive"),
+        ({"size": 16}, UsageError, "data.size"),
+        ({"validation": 1437}, UsageError, "only 1437"),
+        ({"mixup": -1.0}, UsageError, "mixup"),
+        ({"source": "folder"}, MissingError, "folder"),
+        ({"source": "cifar10", "mean": (0.5,) * 3, "std": (0.5,) * 3}, MissingError, "cifar10"),
+    ],
+)
+def test_bad_settings(change, error, words, monkeypatch, tmp_path):
+    monkeypatch.setenv("ETUDE_HOME", str(tmp_path))
+    with pytest.raises(error, match=words):
+        Images(**{"source": "digits", "mean": (0.3,), "std": (0.4,)} | change).open()

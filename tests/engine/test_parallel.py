@@ -1,0 +1,78 @@
+"""Two processes over gloo equal one: weights, optimiser, averages, and measures of a data set of prime size."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from etude.engine.parallel import SyncBatchNorm
+
+WORKER = Path(__file__).with_name("parallel_worker.py")
+NAMES = ["batchnorm", "accumulated", "sgd", "held-out", "sharded"]
+
+
+def launch(directory: Path, processes: int) -> None:
+    command = [sys.executable, str(WORKER), str(directory)]
+    if processes > 1:
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            f"--nproc-per-node={processes}",
+            "--master-port=29533",
+            *command[1:],
+        ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory) -> tuple[Path, Path]:
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    launch(one, 1)
+    launch(two, 2)
+    return one, two
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_equal_one(both, name):
+    one, two = (load_file(directory / name / "all.safetensors") for directory in both)
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=2e-3, atol=2e-4, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_measures_are_exact_for_any_number_of_processes(both, name):
+    """101 test samples are counted once each, though 2 does not divide 101."""
+    one, two = (json.loads((directory / name / "result.json").read_text()) for directory in both)
+    assert one["eval"]["accuracy"] == two["eval"]["accuracy"]
+    assert (one["eval"]["accuracy"] * 101) == pytest.approx(round(one["eval"]["accuracy"] * 101), abs=1e-9)
+    assert one["eval"]["loss"] == pytest.approx(two["eval"]["loss"], rel=1e-3)
+    assert one["steps"] == two["steps"] and one["best"]["step"] == two["best"]["step"]
+
+
+def test_shared_batchnorm_in_one_process_is_batchnorm(monkeypatch):
+    """Its formulas, with the sum over processes being the identity."""
+    import torch.distributed as dist
+
+    monkeypatch.setattr(dist, "all_reduce", lambda value, *_: None)
+    torch.manual_seed(0)
+    plain, shared = nn.BatchNorm2d(5), SyncBatchNorm(5)
+    x = torch.randn(7, 5, 3, 3) * 3 + 2
+    y = x.clone().requires_grad_()
+    x.requires_grad_()
+    weight = torch.randn(7, 5, 3, 3)
+    (plain(x) * weight).sum().backward()
+    (shared(y) * weight).sum().backward()
+    torch.testing.assert_close(x.grad, y.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(plain.weight.grad, shared.weight.grad, rtol=1e-4, atol=1e-4)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(shared.state_dict()[name], value, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,166 @@
+"""Models made faster answer the same."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from etude.nn.inference import BATCH_NORMS, conv_bn_pairs, optimise_for_inference
+from etude.vision import mobilenet, resnet
+
+CONFIGS = {
+    "resnet": resnet.Config(depths=(1, 2), width=8, stem="cifar"),
+    "bottleneck": resnet.Config(depths=(2, 1), width=8, bottleneck=True),
+    "mobilenet_v1": mobilenet.ConfigV1(width_multiplier=0.25),
+    "mobilenet_v2": mobilenet.ConfigV2(width_multiplier=0.25),
+}
+
+
+def randomise(model: nn.Module) -> nn.Module:
+    """As if trained: statistics and scales that folding must get right."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, BATCH_NORMS) and layer.running_mean is not None and layer.running_var is not None:
+                layer.running_mean.normal_(std=0.2, generator=generator)
+                layer.running_var.uniform_(0.5, 1.5, generator=generator)
+                layer.weight.uniform_(0.5, 1.5, generator=generator)
+                layer.bias.normal_(generator=generator)
+    return model
+
+
+def batch_norms(model: nn.Module) -> int:
+    return sum(isinstance(layer, BATCH_NORMS) for layer in model.modules())
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((actual - expected).detach().norm() / expected.detach().norm())
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_folded_equals(name, channels_last):
+    """Every BatchNorm of these networks follows a convolution: none is left, and the answers agree to 1e-5."""
+    torch.manual_seed(0)
+    model = randomise(CONFIGS[name].build())
+    before = copy.deepcopy(model.state_dict())
+    fast = optimise_for_inference(model, channels_last=channels_last)
+    assert batch_norms(model) > 5 and batch_norms(fast) == 0
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert model.training and not fast.training
+        assert relative_error(fast(x), model.eval()(x)) < 1e-5
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_bf16_answers_in_float32():
+    torch.manual_seed(0)
+    model = randomise(CONFIGS["resnet"].build()).eval()
+    fast = optimise_for_inference(model, dtype=torch.bfloat16, channels_last=True)
+    assert {p.dtype for p in fast.parameters()} == {torch.bfloat16}
+    x = torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        assert fast(x).dtype == torch.float32
+        assert 1e-4 < relative_error(fast(x), model(x)) < 0.05
+
+
+class TwoUsers(nn.Module):
+    """A convolution whose raw output is also used: folding it would change that use."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.bn(y) + y
+
+
+class CalledTwice(nn.Module):
+    """One convolution, two BatchNorms."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn1, self.bn2 = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.bn2(self.conv(self.bn1(self.conv(x))))
+
+
+class NormFirst(nn.Module):
+    """BatchNorm before the convolution, and one without running statistics after it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.batch_statistics = nn.BatchNorm2d(3, track_running_stats=False)
+
+    def forward(self, x):
+        return self.batch_statistics(self.conv(self.bn(x)))
+
+
+class DependsOnValues(nn.Module):
+    """Cannot be traced: what it does depends on what it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.bn(self.conv(x)) if x.sum() > 0 else self.bn(x)
+
+
+@pytest.mark.parametrize("kind", [TwoUsers, CalledTwice, NormFirst, DependsOnValues])
+def test_left_alone_where_folding_would_be_wrong(kind):
+    torch.manual_seed(0)
+    model = randomise(kind()).eval()
+    fast = optimise_for_inference(model)
+    assert conv_bn_pairs(model) == [] and batch_norms(fast) == batch_norms(model)
+    with torch.no_grad():
+        for x in (torch.rand(2, 3, 4, 4), -torch.rand(2, 3, 4, 4)):
+            torch.testing.assert_close(fast(x), model(x), rtol=0, atol=0)
+
+
+def test_convolution_with_bias_and_norm_without_scale():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4, affine=False), nn.Conv1d(4, 2, 1), nn.BatchNorm1d(2))
+    for layer in (model[1], model[3]):
+        assert isinstance(layer, nn.BatchNorm1d) and layer.running_mean is not None
+        layer.running_mean.normal_()
+    x = torch.randn(2, 3, 9)
+    fast = optimise_for_inference(model)
+    assert batch_norms(fast) == 0
+    assert relative_error(fast(x), model.eval()(x)) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # torch's own use of it
+def test_compiled_has_its_weights_built_in():
+    """Frozen: after compilation, changing a weight changes nothing. And the setting does not outlive the call."""
+    from torch._inductor import config
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
+    fast = optimise_for_inference(model, channels_last=True, compile=True)
+    x = torch.randn(2, 3, 8, 8)
+    first = fast(x)
+    assert relative_error(first, model(x)) < 1e-5
+    for parameter in fast.parameters():
+        parameter.data.zero_()
+    torch.testing.assert_close(fast(x), first)
+    assert not config.freezing
+
+
+def test_compiling_falls_back(monkeypatch):
+    def broken(graph, inputs):
+        raise RuntimeError("no C++ compiler here")
+
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: compile(function, backend=broken))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    fast = optimise_for_inference(model, compile=True)
+    x = torch.randn(2, 3, 8, 8)
+    with pytest.warns(UserWarning, match=r"not compiled, running without: .*no C\+\+ compiler here"):
+        first = fast(x)
+    torch.testing.assert_close(first, fast(x))
+    torch.testing.assert_close(first, model(x), rtol=1e-5, atol=1e-5)

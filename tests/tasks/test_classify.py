@@ -1,0 +1,118 @@
+"""Classification: the losses by hand, the measures against scikit-learn, the answer to a picture."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, top_k_accuracy_score
+from torch import nn
+
+from etude.data.images import Images
+from etude.errors import UsageError
+from etude.tasks.classify import Classification, Classify
+
+
+class Fixed(nn.Module):
+    """Answers its input: the "image" holds the logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return x
+
+
+def test_label_smoothing_by_hand():
+    """-sum_k q_k log p_k with q = (1 - eps) y + eps / K."""
+    logits, labels, eps = torch.randn(5, 4, dtype=torch.float64), torch.tensor([0, 3, 1, 1, 2]), 0.2
+    loss, _ = Classify(label_smoothing=eps).loss(Fixed(), {"image": logits, "label": labels})
+    expected = 0.0
+    for row, label in zip(logits.tolist(), labels.tolist()):
+        total = math.log(sum(math.exp(z) for z in row))
+        q = [(1 - eps) * (k == label) + eps / 4 for k in range(4)]
+        expected += -sum(q_k * (z - total) for q_k, z in zip(q, row)) / 5
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_mixup_loss_by_hand():
+    """Linear in the two labels: lambda CE(y_i) + (1 - lambda) CE(y_j)."""
+    logits = torch.randn(4, 3, dtype=torch.float64)
+    label, partner, mix = torch.tensor([0, 1, 2, 0]), torch.tensor([1, 0, 0, 2]), torch.tensor([0.3, 0.3, 0.9, 0.9])
+    loss, _ = Classify().loss(Fixed(), {"image": logits, "label": label, "partner": partner, "mix": mix})
+    log_p = logits.log_softmax(1)
+    m = mix.double()
+    expected = -(m * log_p[range(4), label] + (1 - m) * log_p[range(4), partner]).mean()
+    torch.testing.assert_close(loss, expected)
+
+
+def test_measures_equal_scikit_learn():
+    torch.manual_seed(1)
+    logits, labels = torch.randn(97, 12), torch.randint(12, (97,))
+    batches = [
+        {"image": logits[a : a + 30], "label": labels[a : a + 30], "index": torch.arange(a, min(a + 30, 97))}
+        for a in range(0, 97, 30)
+    ]
+    measured = {name: metric.value() for name, metric in Classify().evaluate(Fixed(), batches).items()}
+    p = logits.softmax(1).numpy().astype(np.float64)
+    p /= p.sum(1, keepdims=True)
+    assert measured["accuracy"] == pytest.approx(accuracy_score(labels, p.argmax(1)), rel=1e-12)
+    assert measured["accuracy_top5"] == pytest.approx(top_k_accuracy_score(labels, p, k=5), rel=1e-12)
+    assert measured["loss"] == pytest.approx(log_loss(labels, p, labels=range(12)), rel=1e-5)
+    assert measured["confusion"] == confusion_matrix(labels, p.argmax(1), labels=range(12)).tolist()
+    worst = measured["worst"]
+    losses = -np.log(p[range(97), labels])
+    wrong = p.argmax(1) != labels.numpy()
+    assert worst[0][0] == int(np.where(wrong, losses, -1).argmax())
+
+
+def test_figures_show_the_matrix_and_the_mistakes():
+    data = Images(source="digits", mean=(0.3,), std=(0.4,))
+    dataset = data.open()
+    batch = dataset.finish(dataset.fetch("test", range(40)))
+    wrong = nn.functional.one_hot((batch["label"] + 1) % 10, 10).float()
+    measured = Classify().evaluate(Fixed(), [batch | {"image": wrong}])
+    matrix, images = Classify().figures(measured, dataset, "test")
+    assert (
+        matrix["kind"] == "matrix" and sum(map(sum, matrix["values"])) == 40 and matrix["labels"] == list("0123456789")
+    )
+    assert images["kind"] == "images" and len(images["items"]) == 24
+    assert "taken for" in images["items"][0]["caption"]
+
+
+def test_a_result_knows_how_to_show_itself(tmp_path):
+    image = torch.arange(64, dtype=torch.uint8).view(1, 8, 8)
+    result = Classification([0.2, 0.7, 0.1], ("cat", "dog", "eel"), image, "x.png")
+    assert (result.label, result.confidence) == ("dog", 0.7)
+    assert result.json()["top"][1] == {"label": "cat", "probability": 0.2}
+    assert result.row() == ["dog", "70.0%", "cat 20.0%, eel 10.0%"]
+    result.save(tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as saved:
+        assert saved.width > saved.height > 200
+        assert len(set(saved.convert("RGB").get_flattened_data())) > 50
+
+
+def test_prediction_of_many_is_prediction_of_each():
+    data = Images(source="digits", mean=(0.3,), std=(0.4,))
+    images = list(data.open().fetch("test", range(70))["image"])
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(64, 10)
+
+        def forward(self, x):
+            return self.head(x.flatten(1))
+
+    net = Net().eval()
+    many = Classify().predict(net, images, data, {"classes": list("0123456789")})
+    for one, image in zip(many, images):
+        (alone,) = Classify().predict(net, [image], data, {"classes": list("0123456789")})
+        assert alone.probabilities == pytest.approx(one.probabilities, rel=1e-5)
+
+
+def test_smoothing_must_be_a_share():
+    with pytest.raises(UsageError):
+        Classify(label_smoothing=1.0)

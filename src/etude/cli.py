@@ -95,11 +95,16 @@ def info(arguments: list[str]) -> int:
         _json(document | ({"result": run.result} if run.finished else {}))
         return 0
     row = catalog.system(what)
-    document = row.json() | {"parameters": catalog.parameters(row)}
+    from etude.weights import published
+
+    weights = [asdict(checkpoint) for checkpoint in published(row.sizes)]
+    document = row.json() | {"parameters": catalog.parameters(row), "weights": weights}
     if options.json:
         _json(document)
         return 0
-    _table([[key, _said(value)] for key, value in document.items()])
+    _table([[key, _said(value)] for key, value in document.items() if key != "weights"])
+    for w in weights:
+        print(f"weights     {w['url']}  ({w['layout']} layout, top-1 {w['top1']} %, {w['licence']})")
     return 0
 
 

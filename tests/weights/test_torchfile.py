@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from torch._utils import _rebuild_tensor_v2
 
-from etude.weights import pickle_machine, torchfile
 from etude.errors import MissingError, RefusedError
+from etude.weights import pickle_machine, torchfile
 from etude.weights.pickle_machine import Inert
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "stream"])

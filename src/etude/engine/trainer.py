@@ -155,7 +155,8 @@ class Trainer:
     def _seed(self, number: int) -> None:
         seed_step(self.recipe.seed, self.step, self.world.rank, number, self.device)
 
-    def _take_step(self, batch: Batch) -> Logs:
+    def take_step(self, batch: Batch) -> Logs:
+        """The whole of one step on a batch that has arrived: rates, seeds, the task's updates."""
         self._number, self._health, self._batch = 0, {}, batch
         factor = self.recipe.schedule.factor(self.step, self.recipe.steps)
         for name, optim in by_player(self.recipe.optim).items():
@@ -173,7 +174,7 @@ class Trainer:
             for player in self.players.values():
                 player.module._compiled_call_impl = None
             self.compiled = False
-            return self._take_step(batch)
+            return self.take_step(batch)
 
     def _make(self, step: int) -> Batch:
         recipe = self.recipe
@@ -216,7 +217,7 @@ class Trainer:
             self._health_due = self.step % health_every == 0
             batch = arrive(batch, self.dataset, self.recipe, self.device)
             try:
-                logs = self._take_step(batch)
+                logs = self.take_step(batch)
             except monitor.NonFinite as error:
                 self._explain(error)
             if self.ema:

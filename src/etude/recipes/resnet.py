@@ -18,22 +18,24 @@ def small(**changes) -> resnet.Config:
 
 
 def digits() -> Recipe:
-    """The 8x8 digits that the package carries: the quick start. Figures: see the table in README.md."""
+    """The 8x8 digits that the package carries: the quick start. Three stages, as 8x8 pictures have no use for a fourth.
+    Figures: see the table in README.md."""
     return Recipe(
         name="resnet.digits",
-        model=small(in_channels=1),
+        model=small(in_channels=1, depths=(2, 2, 2)),
         data=Images(
             source="digits",
             mean=(0.305,),
             std=(0.376,),
-            augment=Augment(degrees=10, translate=(0.1, 0.1), scale=(0.9, 1.1), interpolation="bilinear"),
+            augment=Augment(degrees=10, interpolation="bilinear"),
+            mixup=0.4,
         ),
         task=Classify(label_smoothing=0.1),
         optim=SGD,
         schedule=Schedule("cosine", warmup=20),
-        steps=400,
+        steps=500,
         batch_size=128,
-        ema=0.98,
+        ema=0.99,
         channels_last=True,
     )
 

@@ -127,8 +127,18 @@ class Augment:
             if not fits:
                 raise UsageError(f"augmentation: {name} is {getattr(self, name)!r}, must be {wanted}")
 
+    @property
+    def _jitters(self) -> bool:
+        return bool(self.brightness or self.contrast or self.saturation or self.hue)
+
+    @property
+    def _warps(self) -> bool:
+        return bool(self.degrees or any(self.translate) or self.scale != (1, 1) or self.shear)
+
     def __call__(self, images: Images, *, seed: int, epochs, indices) -> Images:
-        """The images of these (epochs, indices) as this run of `seed` sees them; see `parameters`."""
+        """The images of these (epochs, indices) as the run of `seed` sees them; themselves where all is off."""
+        if not (self.crop or self.flip or self._jitters or self._warps or self.cutout):
+            return images
         height, width = images.shape[2:]
         return self.apply(
             images, self.parameters(seed=seed, epochs=epochs, indices=indices, height=height, width=width)
@@ -200,9 +210,9 @@ class Augment:
             x = crop(x, p.crop, self.crop, mode=self.crop_mode, fill=self.fill or 0)
         if self.flip:
             x = hflip(x, p.flip)
-        if self.brightness or self.contrast or self.saturation or self.hue:
+        if self._jitters:
             x = color_jitter(x, p.order, p.factors)
-        if self.degrees or any(self.translate) or self.scale != (1, 1) or self.shear:
+        if self._warps:
             x = affine(x, p.matrix, interpolation=self.interpolation, fill=self.fill)
         if self.cutout:
             x = cutout(x, p.cutout, fill=self.fill or 0)

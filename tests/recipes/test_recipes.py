@@ -80,7 +80,7 @@ def small(name: str, folder: Path) -> Recipe:
     if recipe.data.source == "imagenet":
         changes |= {"data.size": 32, "model.num_classes": CLASSES, "batch_size": 8}
     if "resnet" in name or "mobilenet" in name:
-        changes["optim.lr"] = 0.005
+        changes["optim.lr"] = 0.005 if "resnet" in name else 0.03
     return recipe.with_(**changes)
 
 

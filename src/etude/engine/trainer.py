@@ -138,9 +138,7 @@ class Trainer:
                 logs[name] = logs[name] + value if name in logs else value
         self.scaler.unscale_(optimizer)
         norm = full(nn.utils.get_total_norm([p.grad for p in mine.parameters if p.grad is not None]))
-        # under the scaler, infinite gradients are its to skip
-        telling = losses[-1] if self.scaler.is_enabled() else losses[-1] + norm
-        if not math.isfinite(telling.item()):
+        if not self._finite(losses, norm):
             raise monitor.NonFinite(loss_fn, batch, player, self._number)
         if self._health_due:
             self._health |= monitor.layer_norms(self.model)
@@ -151,6 +149,14 @@ class Trainer:
         optimizer.zero_grad()
         logs["grad_norm"] = norm
         return logs if len(self.players) == 1 else {f"{player}/{name}": value for name, value in logs.items()}
+
+    def _finite(self, losses: list[Tensor], norm: Tensor) -> bool:
+        """Whether a step may be taken. The norm is the same on all processes; under fp16 the scaler skips a step whose
+        gradients overflowed, and only the losses, each process's own, tell."""
+        if not self.scaler.is_enabled():
+            return math.isfinite(sum(losses, norm).item())
+        bad = not math.isfinite(torch.stack(losses).sum().item())
+        return not self.world.largest(int(bad))
 
     def _seed(self, number: int) -> None:
         seed_step(self.recipe.seed, self.step, self.world.rank, number, self.device)

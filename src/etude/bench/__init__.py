@@ -1,35 +1,120 @@
-"""Speed side by side with what people use: `etude bench`. One file a comparison; ours and the peer's run in turns."""
+"""Speed side by side with what people use: `etude bench`. One file a comparison.
+
+Each contest runs in a fresh process, because the memory allocator's state, which can double a time, depends on what ran
+before. In it the peer goes first, with torch and the allocator as it finds them; then ours, with the allocator set as
+the engine sets it, which cannot be undone.
+"""
 
 import datetime
+import json
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 import torch
 
-from etude.errors import UsageError, nearest
+from etude.engine.precision import keep_large_blocks
+from etude.errors import EtudeError, UsageError, nearest
 
 NAMES = ("mlp", "resnet", "mobilenet", "augment")
 Row = dict[str, Any]
 """{"name", "what", "ours", "peer", "unit", "peer_name", "peer_version", "ratio", "target"}; "note" if no peer ran."""
 
 
+@dataclass
+class Contest:
+    """Two ways to the same end. Each of `ours` and `peer` does `amount` units of work and returns its seconds."""
+
+    name: str
+    what: str
+    amount: float
+    unit: str
+    ours: Callable[[], float]
+    peer: Callable[[], float] | None
+    peer_name: str
+    peer_version: str | None
+    target: float | None
+    note: str = ""
+    rounds: int = 9
+    warmup: int = 2
+
+
+def clock(work: Callable[[], Any]) -> Callable[[], float]:
+    """`work`, returning the seconds that it takes."""
+
+    def timed() -> float:
+        begun = time.perf_counter()
+        work()
+        return time.perf_counter() - begun
+
+    return timed
+
+
+def settle(contest: Contest) -> Row:
+    """Medians over rounds: of the peer, then of ours."""
+    peer_seconds = _median(contest, contest.peer) if contest.peer else None
+    keep_large_blocks()
+    seconds = _median(contest, contest.ours)
+    row = {
+        "name": contest.name,
+        "what": contest.what,
+        "ours": round(contest.amount / seconds, 2),
+        "peer": round(contest.amount / peer_seconds, 2) if peer_seconds else None,
+        "unit": contest.unit,
+        "peer_name": contest.peer_name,
+        "peer_version": contest.peer_version,
+        "ratio": round(peer_seconds / seconds, 3) if peer_seconds else None,
+        "target": contest.target,
+    }
+    return row | ({"note": contest.note} if contest.note else {})
+
+
+def _median(contest: Contest, contestant: Callable[[], float]) -> float:
+    taken = [contestant() for _ in range(contest.warmup + contest.rounds)]
+    return statistics.median(taken[contest.warmup :])
+
+
+def measure(name: str, number: int, *, threads: int, compiled: bool) -> tuple[Row, int]:
+    """Contest `number` of a comparison, in this process, and how many there are."""
+    torch.set_num_threads(threads)
+    contests = import_module(f"etude.bench.{name}").contests(compiled=compiled)
+    return settle(contests[number]), len(contests)
+
+
 def run(names: list[str] | None = None, *, threads: int = 2, compiled: bool = False) -> dict[str, Any]:
-    """Measure; returns {"machine": {...}, "rows": [...]}. `compiled` adds the variants that compile for minutes."""
+    """Measure, each comparison in a process of its own: {"machine": {...}, "rows": [...]}.
+
+    `compiled` adds the variants that compile for minutes.
+    """
     for name in names or ():
         if name not in NAMES:
             raise UsageError(f"unknown benchmark {name!r}; there are {', '.join(NAMES)}", hint=nearest(name, NAMES))
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        modules = [import_module(f"etude.bench.{name}") for name in names or NAMES]
-        rows = [row for module in modules for row in module.run(compiled=compiled)]
-    finally:
-        torch.set_num_threads(before)
+    rows: list[Row] = []
+    for name in names or NAMES:
+        number, count = 0, 1
+        while number < count:
+            print(f"measuring {name} {number + 1} ...", file=sys.stderr)
+            row, count = _apart(name, number, threads=threads, compiled=compiled)
+            rows.append(row)
+            number += 1
     return {"machine": machine(threads), "rows": rows}
+
+
+def _apart(name: str, number: int, *, threads: int, compiled: bool) -> tuple[Row, int]:
+    """`measure` in a fresh process."""
+    call = f"measure({name!r}, {number}, threads={threads}, compiled={compiled})"
+    script = f"import json; from etude.bench import measure; result = {call}; print(json.dumps(result))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise EtudeError(f"the benchmark {name} failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
+    row, count = json.loads(done.stdout.splitlines()[-1])
+    return row, count
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -44,35 +129,4 @@ def machine(threads: int) -> dict[str, Any]:
         "threads": threads,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "date": datetime.date.today().isoformat(),
-    }
-
-
-def in_turns(*contestants: Callable[[], Any], rounds: int, warmup: int = 1) -> list[float]:
-    """Median seconds of each contestant, taken in turns so that a drifting machine favours none."""
-    for contestant in contestants:
-        for _ in range(warmup):
-            contestant()
-    times: list[list[float]] = [[] for _ in contestants]
-    for _ in range(rounds):
-        for contestant, taken in zip(contestants, times):
-            begun = time.perf_counter()
-            contestant()
-            taken.append(time.perf_counter() - begun)
-    return [statistics.median(taken) for taken in times]
-
-
-def row(
-    name: str, what: str, ours: float, peer: float, *, unit: str, peer_name: str, peer_version: str, target: float
-) -> Row:
-    """A comparison of rates: the ratio says how many times the peer's speed ours is."""
-    return {
-        "name": name,
-        "what": what,
-        "ours": round(ours, 2),
-        "peer": round(peer, 2),
-        "unit": unit,
-        "peer_name": peer_name,
-        "peer_version": peer_version,
-        "ratio": round(ours / peer, 3),
-        "target": target,
     }

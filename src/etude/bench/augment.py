@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from etude.bench import Row, in_turns
+from etude.bench import Contest, clock
 from etude.data.augment import Augment
 
 SIZES = {32: 1024, 224: 64}
@@ -49,41 +49,40 @@ class Changed(Dataset[Tensor]):
         return self.transform(self.images[index])
 
 
-def run(*, compiled: bool = False, rounds: int = 15) -> list[Row]:
+def contests(*, compiled: bool = False) -> list[Contest]:
     """Images/s at each size beside each peer. Targets at 32x32: 2 times kornia, 10 times torchvision.
 
     `compiled` changes nothing here. A peer that is not installed has a row with the reason.
     """
-    rows = []
+    pairs = []
     for side, count in SIZES.items():
         images = torch.randint(256, (count, 3, side, side), dtype=torch.uint8)
-        rows.append(_compare(images, "kornia", _kornia, replace(OURS, interpolation="bilinear", fill=None), rounds))
-        rows.append(_compare(images, "torchvision", _torchvision, OURS, rounds))
-    return rows
+        pairs.append(_contest(images, "kornia", _kornia, replace(OURS, interpolation="bilinear", fill=None)))
+        pairs.append(_contest(images, "torchvision", _torchvision, OURS))
+    return pairs
 
 
-def _compare(images: Tensor, name: str, peer: Callable, ours: Augment, rounds: int) -> Row:
+def _contest(images: Tensor, name: str, peer: Callable, ours: Augment) -> Contest:
     count, side = len(images), images.shape[-1]
-    contestants: list[Callable[[], Any]] = [lambda: ours(images, seed=0, epochs=0, indices=range(count))]
-    version, note = None, {}
+    theirs = version = None
+    note = ""
     try:
         theirs, version = peer(images)
-        contestants.append(theirs)
     except Exception as error:  # torchvision beside a torch of another release fails with errors of many kinds
-        note = {"note": f"peer not importable here ({type(error).__name__}: {error}); {INSTALL[name]}"}
-    speed, *their_speed = (count / seconds for seconds in in_turns(*contestants, rounds=rounds))
-    return {
-        "name": f"augment.{name}.{side}",
-        "what": f"flip, jitter, {ours.interpolation} affine, {count} images {side}x{side}",
-        "ours": round(speed, 2),
-        "peer": round(their_speed[0], 2) if their_speed else None,
-        "unit": "images/s",
-        "peer_name": name,
-        "peer_version": version,
-        "ratio": round(speed / their_speed[0], 3) if their_speed else None,
-        "target": TARGETS.get((name, side)),
-        **note,
-    }
+        note = f"peer not importable here ({type(error).__name__}: {error}); {INSTALL[name]}"
+    return Contest(
+        name=f"augment.{name}.{side}",
+        what=f"flip, jitter, {ours.interpolation} affine, {count} images {side}x{side}",
+        amount=count,
+        unit="images/s",
+        ours=clock(lambda: ours(images, seed=0, epochs=0, indices=range(count))),
+        peer=clock(theirs) if theirs else None,
+        peer_name=name,
+        peer_version=version,
+        target=TARGETS.get((name, side)),
+        note=note,
+        rounds=15,
+    )
 
 
 def _kornia(images: Tensor) -> tuple[Callable[[], Any], str]:

@@ -5,6 +5,7 @@ Trainer with channels_last, bf16 where the hardware has it and fused SGD; infere
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from etude import catalog
-from etude.bench import Row, in_turns, row
+from etude.bench import Contest, clock
 from etude.data.base import Batch, Data, Dataset
+from etude.engine.evaluate import laid_out
 from etude.engine.optim import Optim, Schedule
 from etude.engine.precision import DTYPES, pick_device, resolve
 from etude.engine.recipe import Recipe
@@ -54,25 +56,33 @@ class NoiseSet(Dataset):
 
 def compare(
     name: str, settings: dict[str, Any], *, side: int, batch_size: int, targets: dict[str, float], compiled: bool
-) -> list[Row]:
-    """Rows for training and inference, and for compiled inference where `compiled`."""
+) -> list[Contest]:
+    """Training and inference, and compiled inference where `compiled`."""
     device = pick_device()
-    classes = settings.get("num_classes", 1000)
-    batch = NoiseSet(Noise(side, classes)).fetch("train", range(batch_size))
+    noise = Noise(side, settings.get("num_classes", 1000))
+    batch = noise.open().fetch("train", range(batch_size))
     batch = {key: value if key == "index" else value.to(device) for key, value in batch.items()}
-    size = f"{name} {side}x{side} b{batch_size}"
-    rows = [_training(name, settings, size, batch, Noise(side, classes), targets["train"])]
-    model = catalog.model(name, **settings).to(device).eval()
-    rows.append(_inference(model, f"{size} inference", name, batch["image"], targets["infer"], compiled=False))
-    if compiled:
-        label = f"{size} inference, compiled"
-        rows.append(_inference(model, label, name, batch["image"], targets["compiled"], compiled=True))
-    return rows
+    model = catalog.model(name, **settings).to(device)
+    what = f"{name} {side}x{side} b{batch_size}"
+    pairs = [_training(name, model, batch, noise, f"{what} training", targets["train"])]
+    for compile in (False, True) if compiled else (False,):
+        label = f"{what} inference" + ", compiled" * compile
+        target = targets["compiled" if compile else "infer"]
+        pairs.append(_inference(name, model, batch["image"], label, target, compile=compile))
+    return pairs
 
 
-def _training(name: str, settings: dict[str, Any], size: str, batch: Batch, noise: Noise, target: float) -> Row:
-    model = catalog.model(name, **settings).to(batch["image"].device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+def _training(name: str, model: nn.Module, batch: Batch, noise: Noise, what: str, target: float) -> Contest:
+    theirs = copy.deepcopy(model).train()
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.01, momentum=0.9)
+
+    def plain() -> float:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(theirs(batch["image"]), batch["label"])
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
     recipe = Recipe(
         name=f"bench.{name}",
         model=_Same(copy.deepcopy(model)),
@@ -83,22 +93,15 @@ def _training(name: str, settings: dict[str, Any], size: str, batch: Batch, nois
         batch_size=len(batch["image"]),
         channels_last=True,
     )
-    trainer = Trainer(recipe, None, quiet=True)
-    trainer.model.train()
-    ours_batch = batch | {"image": batch["image"].contiguous(memory_format=torch.channels_last)}
-
-    def plain() -> float:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(batch["image"]), batch["label"])
-        loss.backward()
-        optimizer.step()
-        return loss.item()
+    trainers: list[Trainer] = []  # made when it is our turn: a Trainer sets the memory allocator
 
     def ours() -> float:
-        return trainer.take_step(ours_batch)["loss"].item()
+        if not trainers:
+            trainers.append(Trainer(recipe, None, quiet=True))
+            trainers[0].model.train()
+        return trainers[0].take_step(laid_out(batch, recipe))["loss"].item()
 
-    ours_seconds, plain_seconds = in_turns(ours, plain, rounds=7, warmup=2)
-    return _row(name, f"{size} training", ours_seconds, plain_seconds, len(batch["image"]), target)
+    return _contest(name, what, ours, plain, len(batch["image"]), target)
 
 
 @dataclass(frozen=True)
@@ -111,19 +114,37 @@ class _Same:
         return self.model
 
 
-@torch.inference_mode()
-def _inference(model: nn.Module, what: str, name: str, images: Tensor, target: float, *, compiled: bool) -> Row:
+def _inference(name: str, model: nn.Module, images: Tensor, what: str, target: float, *, compile: bool) -> Contest:
+    theirs = copy.deepcopy(model).eval()
     dtype = DTYPES[resolve("auto", images.device)]
-    fast = optimise_for_inference(model, dtype=dtype, channels_last=True, compile=compiled)
-    theirs = model.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
-    ours_seconds, plain_seconds = in_turns(lambda: fast(images), lambda: theirs(images), rounds=9, warmup=3)
-    agreement = F.cosine_similarity(fast(images).flatten(), theirs(images).flatten(), dim=0).item()
-    assert agreement > 0.999, f"the fast {name} does not answer as the plain one does: cosine {agreement}"
-    return _row(name, what, ours_seconds, plain_seconds, len(images), target)
+    fast = optimise_for_inference(theirs, dtype=dtype, channels_last=True, compile=compile)
+
+    def asked(network: nn.Module) -> Tensor:
+        with torch.inference_mode():
+            return network(images)
+
+    compared: list[float] = []
+
+    def ours() -> None:
+        answer = asked(fast)
+        if not compared:  # once, while warming up
+            compared.append(F.cosine_similarity(answer.flatten(), asked(theirs).flatten(), dim=0).item())
+            assert compared[0] > 0.999, f"the fast {name} does not answer as the plain one: cosine {compared[0]}"
+
+    return _contest(name, what, ours, lambda: asked(theirs), len(images), target)
 
 
-def _row(name: str, what: str, ours: float, plain: float, images: int, target: float) -> Row:
-    return row(
-        name, what, images / ours, images / plain, unit="images/s", peer_name="PyTorch eager fp32",
-        peer_version=torch.__version__, target=target,
-    )  # fmt: skip
+def _contest(
+    name: str, what: str, ours: Callable[[], Any], plain: Callable[[], Any], images: int, target: float
+) -> Contest:
+    return Contest(
+        name=name,
+        what=what,
+        amount=images,
+        unit="images/s",
+        ours=clock(ours),
+        peer=clock(plain),
+        peer_name="PyTorch eager fp32",
+        peer_version=torch.__version__,
+        target=target,
+    )

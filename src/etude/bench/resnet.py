@@ -1,10 +1,10 @@
 """ResNet-18 on pictures of 32x32, batches of 128: training steps and inference against plain eager fp32 PyTorch."""
 
-from etude.bench import Row
+from etude.bench import Contest
 from etude.bench.convnet import compare
 
 
-def run(*, compiled: bool = False) -> list[Row]:
+def contests(*, compiled: bool = False) -> list[Contest]:
     """Targets: 2.1 times in training, 2.6 in inference, 3.0 compiled."""
     targets = {"train": 2.1, "infer": 2.6, "compiled": 3.0}
     settings = {"stem": "cifar", "num_classes": 10}

@@ -10,7 +10,7 @@ from toys import TYPES, Net, everything
 
 from etude.data.base import Batch
 from etude.engine import fit
-from etude.tasks.base import Logs
+from etude.tasks.base import LossLogs
 from etude.tasks.classify import Classify
 
 
@@ -18,10 +18,10 @@ from etude.tasks.classify import Classify
 class Traced(Classify):
     """Logs which samples each step saw, so that the metric log proves that none was skipped or repeated."""
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Logs]:
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, LossLogs]:
         loss, logs = super().loss(model, batch)
         place = torch.arange(1.0, len(batch["index"]) + 1)
-        return loss, logs | {"samples": (batch["index"] * place).sum()}
+        return loss, {**logs, "samples": (batch["index"] * place).sum()}
 
 
 KINDS = (*TYPES, Traced)

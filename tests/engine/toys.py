@@ -12,7 +12,7 @@ from etude.data import order
 from etude.data.base import Batch, Data, Dataset
 from etude.engine.optim import Optim, Schedule
 from etude.engine.recipe import Recipe
-from etude.tasks.base import Logs, Task
+from etude.tasks.base import Logs, LossLogs, Task
 from etude.tasks.classify import Classify
 from etude.tasks.metrics import Mean, Metric
 
@@ -145,13 +145,13 @@ class Game(Task):
     def _made(self, model: Any, batch: Batch) -> Tensor:
         return model.maker(torch.randn(len(batch["index"]), 2))
 
-    def critic_loss(self, model: Any, batch: Batch) -> tuple[Tensor, Logs]:
+    def critic_loss(self, model: Any, batch: Batch) -> tuple[Tensor, LossLogs]:
         real = batch["image"].flatten(1).mean(1, keepdim=True)
         loss = model.critic(self._made(model, batch).detach()).mean() - model.critic(real).mean()
         loss = loss + 0.1 * sum(p.square().sum() for p in model.critic.parameters())
         return loss, {"loss": loss}
 
-    def maker_loss(self, model: Any, batch: Batch) -> tuple[Tensor, Logs]:
+    def maker_loss(self, model: Any, batch: Batch) -> tuple[Tensor, LossLogs]:
         loss = -model.critic(self._made(model, batch)).mean()
         return loss, {"loss": loss}
 
@@ -184,7 +184,7 @@ def game(**changes: Any) -> Recipe:
 class LogOfLogits(Classify):
     """A loss that takes the log of a number that can be zero or less."""
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Logs]:
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, LossLogs]:
         logits = model(batch["image"])
         loss = F.nll_loss(torch.log(logits), batch["label"])
         return loss, {"loss": loss}
@@ -194,7 +194,7 @@ class LogOfLogits(Classify):
 class RootAtZero(Classify):
     """A finite loss whose gradient is infinite: the square root at 0."""
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Logs]:
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, LossLogs]:
         logits = model(batch["image"])
         loss = torch.sqrt((logits - logits.detach()).abs().sum())
         return loss, {"loss": loss}

@@ -48,7 +48,7 @@ class PixelSet(Dataset):
 
     def fetch(self, split: str, indices, *, epochs=None, seed: int = 0) -> Batch:
         rows = torch.as_tensor(indices)
-        return {"image": self.images[rows], "label": self.labels[rows], "index": rows}
+        return {"image": self.images.index_select(0, rows), "label": self.labels[rows], "index": rows}
 
     def finish(self, batch: Batch, *, seed: int = 0) -> Batch:
         return batch | {"image": batch["image"] * (1 / 255)}

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -77,9 +78,16 @@ class Images(Data):
 
     def normalise(self, images: Tensor) -> Tensor:
         """(B, C, H, W) uint8 -> float32, (x / 255 - mean) / std."""
-        scale = torch.tensor([1 / (255 * s) for s in self.std], device=images.device).view(-1, 1, 1)
-        shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std)], device=images.device).view(-1, 1, 1)
+        scale, shift = _affine(self.mean, self.std, images.device)
         return torch.addcmul(shift, images, scale)
+
+
+@lru_cache
+def _affine(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Normalisation as one multiplication and one addition per channel."""
+    scale = torch.tensor([1 / (255 * s) for s in std], device=device)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std)], device=device)
+    return scale.view(-1, 1, 1), shift.view(-1, 1, 1)
 
 
 class ImageDataset(Dataset):
@@ -111,7 +119,10 @@ class ImageDataset(Dataset):
         held, rows = self._splits[split]
         places = np.asarray(indices, dtype=np.int64)
         rows = torch.from_numpy(rows[places])
-        images = held.images[rows] if isinstance(held, ImageArrays) else self._decode(held, rows, epochs, places, seed)
+        if isinstance(held, ImageArrays):
+            images = held.images.index_select(0, rows)
+        else:
+            images = self._decode(held, rows, epochs, places, seed)
         batch = {"image": images, "label": held.labels[rows], "index": torch.from_numpy(places)}
         if epochs is not None:
             batch["epoch"] = torch.from_numpy(np.broadcast_to(epochs, places.shape).astype(np.int64))

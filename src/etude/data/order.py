@@ -76,10 +76,10 @@ def take(seed: int, size: int, start: int, count: int) -> tuple[NDArray[np.int64
 
     Every epoch holds each of the `size` samples once; a batch may straddle two epochs, so none is dropped.
     """
-    positions = np.arange(start, start + count)
-    epochs, places = np.divmod(positions, size)
-    if epochs[0] == epochs[-1]:
-        return epochs, permutation(seed, int(epochs[0]), size)[places]
+    epoch, place = divmod(start, size)
+    if place + count <= size:
+        return np.full(count, epoch), permutation(seed, epoch, size)[place : place + count].copy()
+    epochs, places = np.divmod(np.arange(start, start + count), size)
     indices = np.empty(count, dtype=np.int64)
     for epoch in np.unique(epochs):
         mine = epochs == epoch

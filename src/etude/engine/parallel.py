@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from etude.data.base import Batch
 from etude.engine.precision import pick_device
 from etude.errors import UsageError
-from etude.tasks.base import Logs, LossFn
+from etude.tasks.base import LossFn, LossLogs
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class _Called(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, loss_fn: LossFn, batch: Batch) -> tuple[Tensor, Logs]:
+    def forward(self, loss_fn: LossFn, batch: Batch) -> tuple[Tensor, LossLogs]:
         return loss_fn(self.model, batch)
 
 

@@ -65,7 +65,8 @@ def replay(run: Run, *, device: str = "auto") -> tuple[int, monitor.Finding]:
         if calls == about["number"]:
             raise monitor.NonFinite(loss_fn, batch, player, calls)
         with torch.no_grad():  # the updates before it are in the weights already
-            return loss_fn(model, batch)[1]
+            said = loss_fn(model, batch)[1]
+        return {name: value() if callable(value) else value for name, value in said.items()}
 
     seed_step(seed, step, about["rank"], 0, place)
     try:

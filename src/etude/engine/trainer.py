@@ -133,11 +133,13 @@ class Trainer:
                     loss, said = mine.call(loss_fn, micro)
                 self.scaler.scale(loss / parts if parts > 1 else loss).backward()
             losses.append(loss.detach())
-            for name, value in said.items():
-                value = value.detach() / parts if parts > 1 else value.detach()
-                logs[name] = logs[name] + value if name in logs else value
+            if self._logged or self._showing:
+                for name, value in said.items():
+                    value = (value() if callable(value) else value).detach()
+                    logs[name] = logs[name] + value / parts if name in logs else value / parts
         self.scaler.unscale_(optimizer)
-        norm = full(nn.utils.get_total_norm([p.grad for p in mine.parameters if p.grad is not None]))
+        norms = torch._foreach_norm([p.grad for p in mine.parameters if p.grad is not None])
+        norm = torch.stack([full(norm) for norm in norms]).norm()
         if not self._finite(losses, norm):
             raise monitor.NonFinite(loss_fn, batch, player, self._number)
         if self._health_due:
@@ -146,7 +148,8 @@ class Trainer:
             nn.utils.clip_grads_with_norm_(mine.parameters, self.recipe.clip, norm)
         self.scaler.step(optimizer)
         self.scaler.update()
-        optimizer.zero_grad()
+        for p in mine.parameters:
+            p.grad = None
         logs["grad_norm"] = norm
         return logs if len(self.players) == 1 else {f"{player}/{name}": value for name, value in logs.items()}
 
@@ -221,6 +224,8 @@ class Trainer:
         batches = prefetch(self._make, self.step, last, workers=self.workers)
         for batch in batches:
             self._health_due = self.step % health_every == 0
+            self._logged = (self.step + 1) % recipe.log_every == 0 or self.step + 1 in (1, steps)
+            self._showing = time.monotonic() - self._shown >= 0.25 or self.step + 1 == steps
             batch = arrive(batch, self.dataset, self.recipe, self.device)
             try:
                 logs = self.take_step(batch)
@@ -252,11 +257,9 @@ class Trainer:
 
     def _record(self, logs: Logs) -> None:
         """Write the metric log where it is due, and keep the live line and the dashboard moving."""
-        recipe, now = self.recipe, time.monotonic()
-        due = self.step % recipe.log_every == 0 or self.step in (1, recipe.steps)
-        showing = now - self._shown >= 0.25 or self.step == recipe.steps
-        values = {name: value.item() for name, value in logs.items()} if due or showing else {}
-        if due:
+        recipe = self.recipe
+        values = {name: value.item() for name, value in logs.items()} if self._logged or self._showing else {}
+        if self._logged:
             self.last_train = values
             epoch = self.step * recipe.batch_size / self.dataset.sizes["train"]
             rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
@@ -264,8 +267,8 @@ class Trainer:
             self._write({"step": self.step, "epoch": round(epoch, 4), **values, **lr})
         if self._health:
             self._write({"step": self.step, "grad_norms": self._health})
-        if showing:
-            self._progress(values, now)
+        if self._showing:
+            self._progress(values, time.monotonic())
 
     def _progress(self, values: dict[str, float], now: float) -> None:
         span = max(now - self._shown, 1e-9)
@@ -524,6 +527,7 @@ class Trainer:
     _reported = 0.0
     _report_every = 10.0
     _health_due = False
+    _logged = _showing = True
     _health: dict[str, float] = {}
     _clock = 0.0
 

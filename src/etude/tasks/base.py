@@ -1,6 +1,6 @@
 """`Task`: what is learned, apart from the model that learns it and the engine that trains it."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -10,7 +10,10 @@ from etude.data.base import Batch, Data, Dataset
 from etude.tasks.metrics import Metric
 
 Logs = dict[str, Tensor]
-LossFn = Callable[[nn.Module, Batch], tuple[Tensor, Logs]]
+"""Scalars of a step."""
+LossLogs = Mapping[str, Tensor | Callable[[], Tensor]]
+"""Scalars beside a loss; a function is called only in the steps that are logged, for what costs time to know."""
+LossFn = Callable[[nn.Module, Batch], tuple[Tensor, LossLogs]]
 Block = dict[str, Any]
 """A figure for the report, JSON-able: {"kind": "matrix" | "images" | "table" | "lines" | "scatter" | "text", ...}."""
 
@@ -53,7 +56,7 @@ class Task:
     def check(self, model: nn.Module, dataset: Dataset) -> None:
         """Raise UsageError where model and data do not fit each other; called once, before training."""
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Logs]:
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, LossLogs]:
         """The scalar to descend, a mean over the samples of `batch`, and scalars to log."""
         raise TypeError(f"{type(self).__name__} defines neither loss nor step")
 

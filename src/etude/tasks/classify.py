@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from etude.data.base import Batch, Data, Dataset
 from etude.errors import UsageError
-from etude.tasks.base import Block, Logs, Task
+from etude.tasks.base import Block, LossLogs, Task
 from etude.tasks.metrics import Confusion, Mean, Metric, Worst
 
 CHUNK = 64
@@ -50,18 +50,21 @@ class Classify(Task):
                 f"the model has {outputs} outputs, the data {classes} classes", hint=f"--model.num-classes {classes}"
             )
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Logs]:
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, LossLogs]:
         """Mean cross-entropy; under Mixup, the two labels' losses in the same proportion as their pictures."""
         logits, labels = model(batch["image"]), batch["label"]
-        correct = (logits.argmax(1) == labels).float().mean()
+
+        def accuracy() -> Tensor:
+            return (logits.argmax(1) == labels).float().mean()
+
         if "mix" not in batch:
             loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-            return loss, {"loss": loss, "accuracy": correct}
+            return loss, {"loss": loss, "accuracy": accuracy}
         mix = batch["mix"].to(logits.dtype)
         own = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
         other = F.cross_entropy(logits, batch["partner"], reduction="none", label_smoothing=self.label_smoothing)
         loss = (mix * own + (1 - mix) * other).mean()
-        return loss, {"loss": loss, "accuracy": correct}
+        return loss, {"loss": loss, "accuracy": accuracy}
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, Metric]:
         """Top-1 accuracy, mean cross-entropy (without smoothing), confusion counts and the worst mistakes; also top-5

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "catalog": {"errors"},
     "nn": {"errors"},
     **{domain: {"errors", "nn"} for domain in DOMAINS},
-    "data": {"errors"},
+    "data": {"errors", "weights"},
     "tasks": {"errors", "nn", "data"},
     "engine": {"errors", "nn", "data", "tasks", "report"},
     "recipes": {"errors", "nn", "data", "tasks", "engine", "catalog", *DOMAINS},

@@ -1,11 +1,9 @@
 """CIFAR-10 and CIFAR-100 in the two official versions: "binary" (records of bytes) and "python" (pickles of Python 2).
 
-A pickle is a program that can call anything, so nothing here unpickles. `read_pickle` walks the opcodes with
-`pickletools.genops`, which only splits a file into opcodes, and knows just those that the official batches hold:
-dict, list, tuple, bytes, int, None, bool and one uint8 array. Whatever else stands in a file, it is refused unread.
+A pickle is a program that can call anything, so nothing here unpickles: `read_pickle` has the batches executed by the
+machine of `etude.weights`, which runs nothing that a file names, and takes one uint8 array out of its records.
 """
 
-import pickletools
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etude.errors import MissingError, RefusedError
+from etude.weights.pickle_machine import Inert, Machine
 
 PIXELS = 3 * 32 * 32
 FOLDERS = {10: ("cifar-10-batches-bin", "cifar-10-batches-py"), 100: ("cifar-100-binary", "cifar-100-python")}
@@ -25,129 +24,42 @@ FILES = {
 LARGEST_PICKLE = 400_000_000
 """Bytes. CIFAR-100's largest is 155 million."""
 
-_DTYPE, _NDARRAY, _RECONSTRUCT = object(), object(), object()
-_GLOBALS = {
-    "numpy dtype": _DTYPE,
-    "numpy ndarray": _NDARRAY,
-    "numpy.core.multiarray _reconstruct": _RECONSTRUCT,
-}
 
-
-class _Bytes8:
-    """numpy's dtype("u1") on the stack."""
-
-
-class _Array:
-    """A numpy array on the stack: made empty by `_reconstruct`, filled by BUILD."""
-
-    value: NDArray[np.uint8] | None = None
-
-
-def read_pickle(path: Path) -> dict[bytes, Any]:
-    """The dict of an official python batch. Runs nothing; RefusedError names the first opcode that is not allowed."""
-    if path.stat().st_size > LARGEST_PICKLE:
-        raise RefusedError(f"{path}: {path.stat().st_size} bytes, where at most {LARGEST_PICKLE} were expected")
-    stack: list[Any] = []
-    memo: dict[int, Any] = {}
-    mark = object()
-
-    def since_mark() -> list[Any]:
-        at = len(stack) - 1 - stack[::-1].index(mark)
-        items = stack[at + 1 :]
-        del stack[at:]
-        return items
-
-    def push_tuple(count: int) -> None:
-        items = tuple(stack[len(stack) - count :])
-        del stack[len(stack) - count :]
-        stack.append(items)
-
-    def put_items(items: list[Any]) -> None:
-        stack[-1].update(zip(items[::2], items[1::2], strict=True))
-
-    arg: Any
+def read_pickle(path: Path) -> dict[str, Any]:
+    """The dict of an official python batch, Python 2's strings as text. Runs nothing; RefusedError says what is amiss."""
+    size = path.stat().st_size
+    if size > LARGEST_PICKLE:
+        raise RefusedError(f"{path}: {size} bytes, where at most {LARGEST_PICKLE} were expected")
     try:
-        for opcode, arg, _ in pickletools.genops(path.read_bytes()):
-            match opcode.name:
-                case "PROTO" | "STOP":
-                    pass
-                case "MARK":
-                    stack.append(mark)
-                case "EMPTY_DICT":
-                    stack.append({})
-                case "EMPTY_LIST":
-                    stack.append([])
-                case "NONE" | "NEWTRUE" | "NEWFALSE":
-                    stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode.name])
-                case "BININT" | "BININT1" | "BININT2":
-                    stack.append(arg)
-                case "SHORT_BINSTRING" | "BINSTRING":  # genops reads Python 2's bytes as latin-1
-                    stack.append(arg.encode("latin-1"))
-                case "TUPLE":
-                    stack.append(tuple(since_mark()))
-                case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                    push_tuple(int(opcode.name[-1]))
-                case "BINPUT" | "LONG_BINPUT":
-                    memo[arg] = stack[-1]
-                case "BINGET" | "LONG_BINGET":
-                    stack.append(memo[arg])
-                case "APPEND":
-                    item = stack.pop()
-                    stack[-1].append(item)
-                case "APPENDS":
-                    items = since_mark()
-                    stack[-1].extend(items)
-                case "SETITEM":
-                    put_items([stack.pop(-2), stack.pop()])
-                case "SETITEMS":
-                    put_items(since_mark())
-                case "GLOBAL":
-                    stack.append(_GLOBALS[arg])
-                case "REDUCE":
-                    args = stack.pop()
-                    stack.append(_construct(stack.pop(), args))
-                case "BUILD":
-                    state = stack.pop()
-                    _fill(stack[-1], state)
-                case name:
-                    raise ValueError(f"the opcode {name} is not allowed")
-        (batch,) = stack
+        with open(path, "rb") as stream:
+            machine = Machine(size, "inert")
+            batch = machine.run(stream)
+        machine.check(batch)
         if type(batch) is not dict:
             raise ValueError(f"it holds a {type(batch).__name__}, not a dict")
-    except Exception as error:  # whatever hostile or damaged opcodes run into, the file is refused
-        reason = f"{error} is not allowed" if isinstance(error, KeyError) else error
+        return {key: _array(value) if isinstance(value, Inert) else value for key, value in batch.items()}
+    except Exception as error:  # whatever hostile or damaged instructions run into, the file is refused
         raise RefusedError(
-            f"{path}: not a CIFAR batch of the python version: {reason}",
+            f"{path}: not a CIFAR batch of the python version: {error}",
             hint="delete it and get it again, or use the binary version",
         ) from error
-    return {key: item.value if isinstance(item, _Array) else item for key, item in batch.items()}
 
 
-def _construct(function: object, args: tuple[Any, ...]) -> _Array | _Bytes8:
-    """What a REDUCE makes: an empty array or the dtype of bytes, in the exact words of numpy's pickles."""
-    if function is _RECONSTRUCT and args == (_NDARRAY, (0,), b"b"):
-        return _Array()
-    if function is _DTYPE and args == (b"u1", 0, 1):
-        return _Bytes8()
-    raise ValueError(f"a call with the arguments {args!r:.80} is not allowed")
-
-
-def _fill(item: object, state: Any) -> None:
-    """What a BUILD sets: a dtype's flags, of which uint8 needs none, or an array's shape and bytes."""
-    if isinstance(item, _Bytes8):
-        return
-    if not isinstance(item, _Array):
-        raise ValueError(f"setting the state of a {type(item).__name__} is not allowed")
-    _, shape, dtype, fortran, data = state
-    if not isinstance(dtype, _Bytes8):
+def _array(record: Inert) -> NDArray[np.uint8]:
+    """The uint8 array that numpy's pickles describe: `_reconstruct` of nothing, then its shape, type and bytes."""
+    if record.name != "numpy.core.multiarray._reconstruct" or record.items:
+        raise ValueError(f"a {record.name} is not allowed")
+    _, shape, dtype, fortran, data = record.state
+    if not isinstance(dtype, Inert) or dtype.name != "numpy.dtype" or dtype.args != ("u1", 0, 1):
         raise ValueError("an array of another type than uint8 is not allowed")
-    item.value = np.frombuffer(bytearray(data), dtype=np.uint8).reshape(shape, order="F" if fortran else "C")
+    pixels = np.frombuffer(bytearray(data.encode("latin1")), dtype=np.uint8)
+    return pixels.reshape(shape, order="F" if fortran else "C")
 
 
 def _read_python(path: Path, classes: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Rows (N, 3072) and labels (N,) of one python batch; of CIFAR-100 the fine labels."""
     batch = read_pickle(path)
-    rows, labels = batch.get(b"data"), batch.get(b"fine_labels" if classes == 100 else b"labels")
+    rows, labels = batch.get("data"), batch.get("fine_labels" if classes == 100 else "labels")
     if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.shape[1] != PIXELS:
         found = rows.shape if isinstance(rows, np.ndarray) else type(rows).__name__
         raise RefusedError(f"{path}: expected data of the shape (N, {PIXELS}), found {found}")

@@ -49,7 +49,7 @@ def fashion() -> Recipe:
         task=Classify(label_smoothing=0.1),
         optim=dataclasses.replace(SGD, lr=0.2),
         schedule=Schedule("cosine", warmup=150),
-        steps=2800,
+        steps=2200,
         batch_size=256,
         ema=0.995,
         channels_last=True,

@@ -95,9 +95,9 @@ class MetricLog:
 
     def __init__(self, path: Path, *, keep_bytes: int):
         """Open, and cut off what was logged after the checkpoint that is resumed from."""
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - open until close()
-        self._file.truncate(keep_bytes)
-        self.bytes = keep_bytes
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (stays open for the run)
+        self.bytes = min(keep_bytes, path.stat().st_size)  # never lengthened: that would fill it with zeros
+        self._file.truncate(self.bytes)
         self._held: list[bytes] = []
 
     def write(self, line: dict[str, Any]) -> None:

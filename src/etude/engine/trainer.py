@@ -211,6 +211,8 @@ class Trainer:
         finally:
             if self._metrics:
                 self._metrics.close()
+            if self._board:
+                self._board.close()
             self.log.close()
 
     def _loop(self) -> None:
@@ -266,6 +268,7 @@ class Trainer:
             lr = {"lr": rates["model"]} if len(rates) == 1 else {f"{name}/lr": rate for name, rate in rates.items()}
             self._write({"step": self.step, "epoch": round(epoch, 4), **values, **lr})
         if self._health:
+            self._last_norms = self._health
             self._write({"step": self.step, "grad_norms": self._health})
         if self._showing:
             self._progress(values, time.monotonic())
@@ -529,6 +532,7 @@ class Trainer:
     _health_due = False
     _logged = _showing = True
     _health: dict[str, float] = {}
+    _last_norms: dict[str, float] = {}
     _clock = 0.0
 
     @property
@@ -583,7 +587,7 @@ class Trainer:
         finding = monitor.explain(self.model, error.loss_fn, error.batch, self.recipe.accumulate, context)
         findings = self.world.gather(finding)
         finding = next((f for f in findings if f.samples), findings[0])
-        norms = _last_norms(self.directory) if self.directory and self.main else {}
+        norms = self._last_norms
         if self.directory and self.main:
             about = {"step": self.step, "rank": self.world.rank, "number": error.number, "precision": self.precision}
             write_replay(self.directory, weights, self._batch, about | {"finding": finding.json()})
@@ -607,14 +611,6 @@ def _fill_all(target: dict[str, Tensor], source: dict[str, Tensor], what: str) -
 
 def _from_compiler(error: Exception) -> bool:
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
-
-
-def _last_norms(directory: Path) -> dict[str, float]:
-    lines = (directory / "metrics.jsonl").read_text().splitlines() if (directory / "metrics.jsonl").exists() else []
-    for line in reversed(lines):
-        if '"grad_norms"' in line:
-            return json.loads(line)["grad_norms"]
-    return {}
 
 
 def _tensorboard(directory: Path):

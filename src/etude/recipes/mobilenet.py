@@ -17,11 +17,11 @@ def fashion() -> Recipe:
         model=dataclasses.replace(mobilenet.sizes["mobilenet_v2"], in_channels=1, num_classes=10, stem_stride=1),
         data=Images(source="fashion-mnist", mean=(0.286,), std=(0.353,), augment=Augment(flip=0.5, crop=2)),
         task=Classify(label_smoothing=0.1),
-        optim=Optim("sgd", lr=0.2, momentum=0.9, nesterov=True, weight_decay=1e-4, decay_vectors=False),
-        schedule=Schedule("cosine", warmup=150),
-        steps=2400,
-        batch_size=256,
-        ema=0.995,
+        optim=Optim("adamw", lr=3e-3, weight_decay=0.05, decay_vectors=False),
+        schedule=Schedule("cosine", warmup=60),
+        steps=1200,
+        batch_size=128,
+        ema=0.99,
         channels_last=True,
     )
 

@@ -26,7 +26,7 @@ LARGEST_PICKLE = 400_000_000
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """The dict of an official python batch, Python 2's strings as text. Nothing runs; RefusedError says what is amiss."""
+    """The dict of an official python batch, Python 2's strings as text. RefusedError says what is amiss."""
     size = path.stat().st_size
     if size > LARGEST_PICKLE:
         raise RefusedError(f"{path}: {size} bytes, where at most {LARGEST_PICKLE} were expected")

@@ -346,14 +346,14 @@ def _matrix(block: dict[str, Any]) -> str:
         lead += " Colour is the share of the row: blue on the diagonal, orange beside it."
     by_share = np.argsort(right / np.maximum(total, 1), kind="stable").tolist()
     hardest = [
-        [labels[i], int(right[i]), int(total[i]), percent(right[i] / total[i])] for i in by_share if right[i] < total[i]
+        [labels[i], int(total[i] - right[i]), percent(right[i] / total[i])] for i in by_share if right[i] < total[i]
     ]
     wrong = counts - np.diag(right)
     pairs = [divmod(i, len(labels)) for i in np.argsort(-wrong, axis=None, kind="stable")[:10].tolist()]
     frequent = [[labels[r], labels[c], int(wrong[r, c])] for r, c in pairs if wrong[r, c]]
     side = "<p>No mistakes.</p>"
     if hardest:
-        side = _table(["class", "right", "of", "share"], hardest[:10], "Hardest classes")
+        side = _table(["class", "wrong", "right"], hardest[:10], "Hardest classes")
         side += _table([row, column, "times"], frequent, "Most frequent mistakes")
     return f'<p class="lead">{lead}</p><div class="beside">{figure}<div class="side">{side}</div></div>'
 

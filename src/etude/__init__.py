@@ -78,8 +78,16 @@ def open(path: str | Path, *, types: tuple[type, ...] = ()) -> Run:
     return Run(path, types=types)
 
 
-def resume(path: str | Path, *, device: str = "auto", workers: int | None = None, quiet: bool = False) -> Run:
-    """Go on with an unfinished run; it ends as if it had never stopped."""
+def resume(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    workers: int | None = None,
+    quiet: bool = False,
+    data_path: str | None = None,
+    types: tuple[type, ...] = (),
+) -> Run:
+    """Go on with an unfinished run; it ends as if it had never stopped. `data_path`: where the data lies now."""
     from etude.engine import fit
 
-    return fit.resume(path, device=device, workers=workers, quiet=quiet)
+    return fit.resume(path, device=device, workers=workers, quiet=quiet, data_path=data_path, types=types)

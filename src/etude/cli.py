@@ -10,6 +10,8 @@ import contextlib
 import io
 import json
 import os
+import shlex
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -138,6 +140,8 @@ def train(arguments: list[str]) -> int:
     if options.dry_run:
         result = fit.dry_run(recipe, device=options.device, workers=options.workers)
         return _trained(result | {"dry_run": True}, None, options.json)
+    if getattr(recipe.data, "path", ""):  # so that the run can be resumed and evaluated from anywhere
+        recipe = recipe.with_(**{"data.path": str(Path(recipe.data.path).expanduser().absolute())})  # type: ignore[attr-defined]
     run = fit.train(recipe, run=options.run, device=options.device, workers=options.workers, quiet=options.quiet)
     return _trained(run.result, run.path, options.json)
 
@@ -237,7 +241,8 @@ def _trained(result: dict[str, Any], directory: Path | None, as_json: bool) -> i
         print(f"dry run of {result['recipe']}: {went}; nothing was written")
         return 0
     rows = [["test", measures], ["run", str(directory)], ["report", str(directory / "report.html")]]
-    _table([*rows, ["next", f"etude predict {directory} --samples 8"]])
+    command = "etude" if shutil.which("etude") else sys.argv[0]  # .venv/bin/etude where no environment is active
+    _table([*rows, ["next", f"{command} predict {shlex.quote(str(directory))} --samples 8"]])
     return 0
 
 
@@ -248,13 +253,20 @@ def resume(arguments: list[str]) -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=None)
     parser.add_argument("--quiet", action="store_true")
+    _data_path(parser)
     options = parser.parse_args(arguments)
     import etude
 
     if etude.open(options.run).finished:
         print(f"{options.run} is finished already", file=sys.stderr)
-    run = etude.resume(options.run, device=options.device, workers=options.workers, quiet=options.quiet)
+    run = etude.resume(
+        options.run, device=options.device, workers=options.workers, quiet=options.quiet, data_path=options.data_path
+    )
     return _trained(run.result, run.path, options.json)
+
+
+def _data_path(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-path", "--data.path", default=None, help="where the data lies now, if it moved")
 
 
 # -------------------------------------------------------------------- after training
@@ -266,7 +278,7 @@ def eval_(arguments: list[str]) -> int:
     parser.add_argument("run", help="the run directory")
     parser.add_argument("--split", default="test")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--data-path", default=None, help="where the data lies now, if it moved")
+    _data_path(parser)
     options = parser.parse_args(arguments)
     import etude
 
@@ -335,7 +347,8 @@ def _inputs(paths: list[str]) -> list[tuple[str, Any]]:
 
 def _samples(run: Any, count: int) -> list[tuple[str, Any]]:
     dataset = run.recipe.data.open()
-    indices = [i * dataset.sizes["test"] // count for i in range(min(count, dataset.sizes["test"]))]
+    count = min(count, dataset.sizes["test"])
+    indices = [i * dataset.sizes["test"] // count for i in range(count)]
     batch = dataset.fetch("test", indices)
     classes = dataset.facts["classes"]
     named = [f"test sample {i}, truly {classes[int(label)]}" for i, label in zip(indices, batch["label"])]
@@ -391,7 +404,7 @@ def verify(arguments: list[str]) -> int:
 
 
 def bench(arguments: list[str]) -> int:
-    """Speed side by side with what people use, on this machine, in turns, medians."""
+    """Speed side by side with what people use, on this machine, medians."""
     parser = _parser("bench")
     parser.add_argument("systems", nargs="*", help="names of benchmarks (default: all)")
     parser.add_argument("--threads", type=int, default=2)
@@ -402,6 +415,7 @@ def bench(arguments: list[str]) -> int:
 
     document = run_bench(options.systems, threads=options.threads, compiled=options.compile)
     if options.out:
+        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
         Path(options.out).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if options.json:
         _json(document)
@@ -556,6 +570,12 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("etude: stopped", file=sys.stderr)
         return 130
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"etude: {error.strerror or error}{where}; check the path and its permissions", file=sys.stderr)
+        if debug:
+            traceback.print_exc()
+        return 1
     except Exception as error:
         said = " ".join(f"{type(error).__name__}: {error}".split())
         print(f"etude: unexpected {said[:400]} (try: ETUDE_DEBUG=1 for the traceback, and report it)", file=sys.stderr)

@@ -12,6 +12,7 @@ from etude.data import order
 from etude.engine.optim import Optim
 from etude.engine.parallel import join, leave
 from etude.engine.trainer import Trainer
+from etude.errors import NumericError
 
 PLAIN = Net(dropout=0.0)  # dropout masks are drawn per process
 RECIPES = {
@@ -45,6 +46,16 @@ def main(directory: Path) -> None:
     pair.fit()
     equal = world.gather([p.tolist() for p in pair.model.parameters()])
     assert all(other == equal[0] for other in equal)
+    if world.size > 1:
+        join("cpu", shard=2)
+        Trainer(game(steps=3, shard=2), None, quiet=True).fit()
+    # a NaN that only one process sees stops all of them, and is named
+    try:
+        Trainer(everything(accumulate=1, **{"data.poison": 77}), None, world=world, quiet=True).fit()
+    except NumericError as error:
+        assert "sample 77" in str(error), error
+    else:
+        raise AssertionError("a NaN went unseen")
     # what one process wrote, any number can go on with
     resumed = Trainer(RECIPES["sgd"], directory / "sgd", world=world, quiet=True)
     resumed.resume()

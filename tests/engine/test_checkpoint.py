@@ -112,6 +112,17 @@ def test_every_single_flipped_bit_is_detected(tmp_path):
     assert_loads(tmp_path, 1)
 
 
+def test_a_damaged_newer_one_does_not_push_out_good_ones(tmp_path):
+    save(tmp_path, 45)
+    flip(tmp_path / "step-45" / "model.safetensors")
+    for step in (31, 32):
+        save(tmp_path, step, keep=1)
+        assert_loads(tmp_path, step)
+    save(tmp_path, 45, keep=1)
+    assert steps(tmp_path) == [45]
+    assert_loads(tmp_path, 45)
+
+
 def test_none_good_is_none(tmp_path):
     assert load_newest(tmp_path / "nowhere", print) is None
     save(tmp_path, 1)

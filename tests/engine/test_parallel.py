@@ -28,7 +28,7 @@ def launch(directory: Path, processes: int) -> None:
             "--master-port=29533",
             *command[1:],
         ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
 

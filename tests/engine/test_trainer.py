@@ -255,6 +255,37 @@ def test_nan_is_explained_and_replayed(tmp_path, change, words):
         )
 
 
+def test_weights_that_cannot_be_written_at_the_end_are_no_result(tmp_path, monkeypatch):
+    trainer = quiet(everything(steps=8), tmp_path / "run")
+
+    def fail(path, tensors):
+        raise checkpoint.SaveError(f"{path} could not be written: the disk is full")
+
+    monkeypatch.setattr(checkpoint, "save_weights", fail)
+    with pytest.raises(checkpoint.SaveError, match="disk is full"):
+        trainer.fit()
+    assert not (tmp_path / "run" / "result.json").exists()
+    monkeypatch.undo()
+    again = quiet(everything(steps=8), tmp_path / "run")
+    again.resume()
+    result = again.fit()
+    assert result["weights_sha256"] == checkpoint.digest(
+        checkpoint.load_weights_file(tmp_path / "run" / "weights.safetensors")
+    )
+
+
+def test_lost_best_weights_do_not_lose_the_run(tmp_path):
+    trainer = quiet(everything(**{"data.validation": 53}), tmp_path / "run")
+    run_until(trainer, 57)
+    (tmp_path / "run" / "weights.safetensors").write_bytes(b"damaged")
+    again = quiet(everything(**{"data.validation": 53}), tmp_path / "run")
+    again.resume()
+    again.best = {"step": 20, "accuracy": 1.0, "split": "validation"}  # the last evaluation is not better
+    result = again.fit()
+    assert result["best"]["step"] == 60
+    assert "the last ones are kept instead" in (tmp_path / "run" / "log.txt").read_text()
+
+
 def test_dry_run_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = fit.dry_run(everything())

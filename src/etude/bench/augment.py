@@ -86,8 +86,8 @@ def _contest(images: Tensor, name: str, peer: Callable, ours: Augment) -> Contes
 
 
 def _kornia(images: Tensor) -> tuple[Callable[[], Any], str]:
-    import kornia
-    from kornia import augmentation
+    import kornia  # pyright: ignore[reportMissingImports]
+    from kornia import augmentation  # pyright: ignore[reportMissingImports]
 
     chain = torch.nn.Sequential(
         augmentation.RandomHorizontalFlip(p=0.5),

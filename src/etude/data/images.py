@@ -43,7 +43,7 @@ class Images(Data):
             )
         if min(self.std) <= 0:
             raise UsageError(f"data.std is {self.std}; every entry must be positive")
-        if self.mixup < 0 or self.validation < 0:
+        if not 0 <= self.mixup < float("inf") or self.validation < 0:
             raise UsageError(f"data.mixup {self.mixup} and data.validation {self.validation} must not be negative")
         held = source(self.source)
         if self.size is not None and (self.size < 1 or held.side not in (0, self.size)):

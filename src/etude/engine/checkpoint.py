@@ -115,7 +115,8 @@ def save_checkpoint(directory: Path, step: int, groups: Groups, state: dict[str,
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise SaveError(f"checkpoint of step {step} not written to {directory}: {_reason(error)}") from error
-    for old in steps(directory)[keep:]:
+    older = [other for other in steps(directory) if other < step]  # newer ones were refused: they are no reserve
+    for old in older[keep - 1 :]:
         shutil.rmtree(directory / f"step-{old}", ignore_errors=True)
     return target
 

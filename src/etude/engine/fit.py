@@ -24,6 +24,8 @@ def train(
     """Train into `run` (default runs/<recipe>/<n>), which must not hold a run yet. `types`: see `Run`."""
     if run is not None and (Path(run) / "recipe.json").exists():
         raise UsageError(f"{run} holds a run already; nothing is overwritten", hint=f"etude resume {run}")
+    if run is not None and Path(run).exists() and (not Path(run).is_dir() or any(Path(run).iterdir())):
+        raise UsageError(f"{run} is not an empty directory; nothing is overwritten", hint="--run NEW_DIRECTORY")
     world = join(device, shard=recipe.shard)
     # without a directory yet: what does not fit shows before one is made
     trainer = Trainer(recipe, None, world=world, workers=workers, quiet=quiet)
@@ -44,14 +46,19 @@ def resume(
     device: str = "auto",
     workers: int | None = None,
     quiet: bool = False,
+    data_path: str | None = None,
     types: tuple[type, ...] = (),
 ) -> Run:
-    """Go on with a run from its newest checkpoint that verifies; a finished run is returned as it is."""
+    """Go on with a run from its newest checkpoint that verifies; a finished run is returned as it is.
+
+    `data_path` is where the data lies now, if it moved.
+    """
     run = Run(path, types=types)
     if run.finished:
         return run
-    world = join(device, shard=run.recipe.shard)
-    trainer = Trainer(run.recipe, run.path, world=world, workers=workers, quiet=quiet)
+    recipe = run.recipe if data_path is None else run.recipe.with_(**{"data.path": data_path})
+    world = join(device, shard=recipe.shard)
+    trainer = Trainer(recipe, run.path, world=world, workers=workers, quiet=quiet)
     trainer.resume()
     trainer.fit()
     return run

@@ -23,12 +23,19 @@ class _Measures(ProgressColumn):
         return Text(task.fields.get("measures", ""), style="cyan")
 
 
+class _Console(Console):
+    """A console that falls silent when nobody reads it any more (`etude train ... | head`), and trains on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class Log:
     """Messages, and one live line: step, losses, samples a second, time left. Plain lines without a terminal."""
 
     def __init__(self, *, quiet: bool = False):
         self.quiet = quiet
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True, no_color="NO_COLOR" in os.environ or None)
+        self.console = _Console(stderr=True, highlight=False, soft_wrap=True, no_color="NO_COLOR" in os.environ or None)
         self.live = not quiet and self.console.is_terminal and os.environ.get("TERM") != "dumb"
         self._file: IO[str] | None = None
         self._bar: Progress | None = None
@@ -73,7 +80,8 @@ class Log:
             self._bar.update(self._task, completed=step, measures=said)
         elif time.monotonic() - self._said >= PLAIN_EVERY:
             self._said = time.monotonic()
-            print(f"step {step}/{steps}  {said}  {duration(left)} left", file=sys.stderr, flush=True)
+            with contextlib.suppress(BrokenPipeError):
+                print(f"step {step}/{steps}  {said}  {duration(left)} left", file=sys.stderr, flush=True)
 
     def end(self) -> None:
         """Take the live line away."""

@@ -27,9 +27,9 @@ class NonFinite(Exception):
 def layer_norms(model: nn.Module) -> dict[str, float]:
     """The 2-norm of each layer's gradient (its weight and bias together), in the model's order."""
     named = [(name.rpartition(".")[0] or name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
-    norms = torch.stack([full(norm) for norm in torch._foreach_norm([grad for _, grad in named])]).double().tolist()
+    norms = [full(norm) for norm in torch._foreach_norm([grad for _, grad in named])]
     squares: dict[str, float] = {}
-    for (layer, _), norm in zip(named, norms):
+    for (layer, _), norm in zip(named, torch.stack(norms).cpu().double().tolist()):
         squares[layer] = squares.get(layer, 0.0) + norm * norm
     return {layer: square**0.5 for layer, square in squares.items()}
 
@@ -60,6 +60,16 @@ def explain(model: nn.Module, loss_fn: LossFn, batch: Batch, parts: int, autocas
     return finding
 
 
+def explain_inputs(batch: Batch) -> Finding:
+    """What the batch alone tells: an input that is not finite, and whose."""
+    indices = batch["index"].tolist() if "index" in batch else []
+    for name, value in batch.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            bad = _samples(value, indices)
+            return Finding(f"the input {name!r} of {_these(bad)} is not finite", None, bad)
+    return Finding("the inputs are finite; which layer is at fault is not told for sharded weights")
+
+
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
     """A batch as the parts that are accumulated."""
     if parts == 1:
@@ -71,18 +81,9 @@ def split_batch(batch: Batch, parts: int) -> list[Batch]:
 def _explain_part(model: nn.Module, loss_fn: LossFn, batch: Batch, autocast: AbstractContextManager) -> Finding:
     indices = batch["index"].tolist() if "index" in batch else []
 
-    def samples(tensor: Tensor) -> list[int]:
-        if tensor.ndim == 0 or len(tensor) != len(indices):
-            return []
-        rows = (
-            (~torch.isfinite(tensor.detach().float())).flatten(1).any(1) if tensor.ndim > 1 else ~torch.isfinite(tensor)
-        )
-        return [indices[i] for i in rows.nonzero().flatten().tolist()]
-
-    for name, value in batch.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            bad = samples(value)
-            return Finding(f"the input {name!r} of {_these(bad)} is not finite", None, bad)
+    found = explain_inputs(batch)
+    if found.samples or found.what.startswith("the input "):
+        return found
     for name, p in model.named_parameters():
         if not torch.isfinite(p).all():
             return Finding(f"the weight {name} was not finite before the step", name.rpartition(".")[0] or name)
@@ -93,7 +94,7 @@ def _explain_part(model: nn.Module, loss_fn: LossFn, batch: Batch, autocast: Abs
             loss, _ = loss_fn(model, batch)
         if watch.forward:
             name, output, inputs_finite = watch.forward
-            bad = samples(output)
+            bad = _samples(output, indices)
             cause = "" if inputs_finite else " (its input already was: an operation between layers made it)"
             return Finding(f"the output of layer {name} is not finite for {_these(bad)}{cause}", name, bad)
         if not torch.isfinite(loss):
@@ -116,6 +117,14 @@ def _explain_part(model: nn.Module, loss_fn: LossFn, batch: Batch, autocast: Abs
         if p.grad is not None and not torch.isfinite(p.grad).all():
             return Finding(f"the gradient of the weight {name} is not finite", name.rpartition(".")[0] or name)
     return Finding("the step was finite when it was taken again: the values lie at the edge of the number format")
+
+
+def _samples(tensor: Tensor, indices: list[int]) -> list[int]:
+    """The samples whose row in `tensor` is not finite; none where its rows are not the samples."""
+    if tensor.ndim == 0 or len(tensor) != len(indices):
+        return []
+    bad = ~torch.isfinite(tensor.detach().float())
+    return [indices[i] for i in (bad.flatten(1).any(1) if bad.ndim > 1 else bad).nonzero().flatten().tolist()]
 
 
 def _these(samples: list[int]) -> str:

@@ -124,6 +124,8 @@ class Schedule:
     """For noam: the model's width d in d^-0.5 min(s^-0.5, s warmup^-1.5) (arXiv 1706.03762, equation 3)."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.final <= 1:
+            raise UsageError(f"schedule.final is {self.final}; the last factor must lie between 0 and 1")
         if self.warmup < 0 or (self.name == "noam" and self.warmup < 1):
             raise UsageError(f"schedule.warmup is {self.warmup}; {self.name} needs at least {self.name == 'noam':d}")
 

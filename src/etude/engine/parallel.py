@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -98,7 +98,7 @@ class Player:
         self.call: nn.Module = _Called(model)
         if world.size > 1 and world.shard == 1:
             # buffers need no broadcast: BatchNorm takes its statistics over all processes
-            self.call = DistributedDataParallel(self.call, broadcast_buffers=False)
+            self.call = DistributedDataParallel(self.call, forward_sync_buffers=False)
 
     def take_turn(self) -> None:
         """Only this player's weights take gradients until another's turn."""
@@ -123,7 +123,7 @@ def assemble(model: nn.Module, names: Iterable[str], world: World) -> dict[str, 
     return {name: Player(model, modules[name], owned[name], others[name], world) for name in owned}
 
 
-def distribute(model: nn.Module, world: World) -> nn.Module:
+def distribute(model: nn.Module, names: Iterable[str], world: World) -> nn.Module:
     """Prepare a model for more than one process, in place where possible: shared statistics, shards."""
     if world.size == 1:
         return model
@@ -131,9 +131,11 @@ def distribute(model: nn.Module, world: World) -> nn.Module:
     if world.shard > 1:
         assert world.mesh is not None
         mesh = world.mesh["shard"] if world.size == world.shard else world.mesh
-        for block in _blocks(model):
-            fully_shard(block, mesh=mesh)
-        fully_shard(model, mesh=mesh)
+        for name in names:  # a player is called by itself, and so gathered by itself
+            player = model if name == "model" else model.get_submodule(name)
+            for block in _blocks(player):
+                fully_shard(block, mesh=mesh)
+            fully_shard(player, mesh=mesh)
     else:
         for value in model.state_dict().values():
             dist.broadcast(value, 0)
@@ -183,8 +185,18 @@ class _AllReduce(torch.autograd.Function):
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm (arXiv 1502.03167) whose training statistics are those of all processes' samples, on any device."""
 
+    alone: ClassVar[bool] = False
+    """Whether this process's samples count alone: while a NaN is explained, for which no other process waits."""
+
     def _check_input_dim(self, input: Tensor) -> None:
         pass
+
+    def _everywhere(self, value: Tensor) -> Tensor:
+        if self.alone:
+            return value
+        summed = _AllReduce.apply(value)
+        assert isinstance(summed, Tensor)
+        return summed
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, ...) -> (N, C, ...)"""
@@ -192,19 +204,18 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(input)
         x = input.float()
         axes = [0, *range(2, x.ndim)]
+        shape = [1, -1, *[1] * (x.ndim - 2)]
         count = torch.full((1,), x.numel() / x.shape[1], device=x.device)
-        sums = _AllReduce.apply(torch.cat([x.sum(axes), x.square().sum(axes), count]))
-        assert isinstance(sums, Tensor)
-        total, squares, count = sums.split([x.shape[1], x.shape[1], 1])
+        total, count = self._everywhere(torch.cat([x.sum(axes), count])).split([x.shape[1], 1])
         mean = total / count
-        variance = squares / count - mean.square()
+        # around the mean of all, not E[x^2] - mean^2, which cancels where the mean is large
+        variance = self._everywhere((x - mean.view(shape)).square().sum(axes)) / count
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             with torch.no_grad():
                 self.num_batches_tracked += 1
                 momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
                 self.running_mean.lerp_(mean, momentum)
                 self.running_var.lerp_(variance * count / (count - 1), momentum)
-        shape = [1, -1, *[1] * (x.ndim - 2)]
         scale = torch.rsqrt(variance + self.eps) * (self.weight if self.weight is not None else 1)
         shift = -mean * scale + (self.bias if self.bias is not None else 0)
         return (x * scale.view(shape) + shift.view(shape)).to(input.dtype)

@@ -72,6 +72,8 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not callable(getattr(self.model, "build", None)):
+            raise UsageError(f"the model of {self.name} is {self.model!r}; it must be a configuration with build()")
         for name in ("steps", "batch_size", "accumulate", "shard", "eval_batch_size", "log_every", "keep"):
             if getattr(self, name) < 1:
                 raise UsageError(
@@ -87,8 +89,8 @@ class Recipe:
             raise UsageError(f"ema is {self.ema}; the decay must lie between 0 and 1", hint="--ema 0.999")
         if self.batch_size % self.accumulate:
             raise UsageError(f"batch_size {self.batch_size} does not divide into accumulate {self.accumulate} parts")
-        if self.seed < 0:
-            raise UsageError(f"seed is {self.seed}; it must not be negative")
+        if not 0 <= self.seed < 1 << 63:
+            raise UsageError(f"seed is {self.seed}; it must not be negative, and below 2^63")
         by_player(self.optim)
 
     @property
@@ -157,7 +159,13 @@ def _lookup(tag: str, allowed: dict[str, type]) -> type:
     if importlib.util.find_spec(f"etude.{part}") is None or importlib.util.find_spec(f"etude.{module}") is None:
         raise RefusedError(f"the recipe names the type {tag!r}, which this version of etude does not have")
     kind = getattr(importlib.import_module(f"etude.{module}"), name, None)
-    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == f"etude.{module}"):
+    parameters = getattr(kind, "__dataclass_params__", None)
+    if (
+        not isinstance(kind, type)
+        or parameters is None
+        or not parameters.frozen
+        or kind.__module__ != f"etude.{module}"
+    ):
         raise RefusedError(f"the recipe names the type {tag!r}, which is not a configuration")
     return kind
 

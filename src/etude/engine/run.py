@@ -3,6 +3,7 @@
 import datetime
 import json
 import platform
+import shlex
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -53,7 +54,7 @@ def begin(
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": precision,
-        "command": " ".join(["etude", *sys.argv[1:]])
+        "command": shlex.join(["etude", *sys.argv[1:]])
         if Path(sys.argv[0]).name in ("etude", "__main__.py")
         else "Python",
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -123,6 +124,14 @@ class Run:
         return self._json("env.json")
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What a result needs to be read: the data set's classes and sizes."""
+        facts = self.env.get("data")
+        if not isinstance(facts, dict):
+            raise RefusedError(f"{self.path / 'env.json'} is damaged: it does not say what the data was")
+        return facts
+
+    @property
     def metrics(self) -> list[dict[str, Any]]:
         """metrics.jsonl, line by line; a line cut off by a kill is left out."""
         path = self.path / "metrics.jsonl"
@@ -152,8 +161,11 @@ class Run:
     def _weights(self) -> dict[str, torch.Tensor]:
         path = self.path / "weights.safetensors"
         if path.is_file():
-            return checkpoint.load_weights_file(path)
-        loaded = checkpoint.load_newest(self.path / "checkpoints", print)
+            try:
+                return checkpoint.load_weights_file(path)
+            except RefusedError as error:
+                raise RefusedError(str(error), hint=f"rm {path}: the newest checkpoint is used then") from None
+        loaded = checkpoint.load_newest(self.path / "checkpoints", lambda said: print(said, file=sys.stderr))
         if loaded is None:
             raise MissingError(f"{self.path} holds no weights yet", hint=f"etude resume {self.path}")
         return loaded.groups.get("ema", loaded.groups["model"])
@@ -169,7 +181,7 @@ class Run:
         model = self.model(device)
         place = next(model.parameters()).device
         with torch.no_grad(), autocast(self.precision(place), place):
-            results = self.recipe.task.predict(model, list(inputs), self.recipe.data, self.env["data"])
+            results = self.recipe.task.predict(model, list(inputs), self.recipe.data, self.facts)
         return results[0] if len(inputs) == 1 else results
 
     def evaluate(self, split: str = "test", *, device: str = "auto", data_path: str | None = None) -> dict[str, float]:

@@ -28,13 +28,13 @@ from etude.engine import checkpoint, log, monitor
 from etude.engine.evaluate import arrive, leave, measure, numbers
 from etude.engine.log import duration
 from etude.engine.optim import EMA, by_player
-from etude.engine.parallel import World, assemble, distribute, fill, full, join
+from etude.engine.parallel import SyncBatchNorm, World, assemble, distribute, fill, full, join
 from etude.engine.precision import Resolved, autocast, keep_large_blocks, resolve
 from etude.engine.prefetch import prefetch
 from etude.engine.recipe import Recipe
 from etude.engine.replay import seed_step, write_replay
 from etude.engine.run import version
-from etude.errors import EtudeError, Interrupted, NumericError, UsageError
+from etude.errors import EtudeError, Interrupted, NumericError, RefusedError, UsageError
 from etude.tasks.base import Logs, LossFn
 from etude.tasks.metrics import Metric
 
@@ -77,6 +77,7 @@ class Trainer:
             raise UsageError("patience needs held-out samples to judge by", hint="--data.validation 5000")
         self.workers = self._workers(workers)
         self._build()
+        self._make(0)  # what is wrong with the batches shows now, not when a run directory exists
         self.step = 0
         self.seconds = 0.0
         self.best: dict[str, Any] | None = None
@@ -105,7 +106,7 @@ class Trainer:
             raise UsageError(f"the model of {recipe.name} cannot be built: {error}") from error
         recipe.task.check(model, self.dataset)
         model.to(self.device, memory_format=recipe.memory_format)  # pyright: ignore[reportCallIssue] - not in the stubs
-        self.model = distribute(model, self.world)
+        self.model = distribute(model, by_player(recipe.optim), self.world)
         if recipe.compile:
             for name in by_player(recipe.optim):
                 (self.model if name == "model" else self.model.get_submodule(name)).compile()
@@ -113,7 +114,10 @@ class Trainer:
         optims = by_player(recipe.optim)
         self.parameters = dict(self.model.named_parameters())  # by now, as sharded modules show others during a step
         self.players = assemble(self.model, optims, self.world)
-        self.optimizers = {name: optim.build(self.players[name].parameters) for name, optim in optims.items()}
+        try:
+            self.optimizers = {name: optim.build(self.players[name].parameters) for name, optim in optims.items()}
+        except ValueError as error:
+            raise UsageError(f"the optimiser of {recipe.name} cannot be built: {error}") from error
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.ema = EMA(self.model, recipe.ema) if recipe.ema else None
 
@@ -156,10 +160,8 @@ class Trainer:
     def _finite(self, losses: list[Tensor], norm: Tensor) -> bool:
         """Whether a step may be taken. The norm is the same on all processes; under fp16 the scaler skips a step whose
         gradients overflowed, and only the losses, each process's own, tell."""
-        if not self.scaler.is_enabled():
-            return math.isfinite(sum(losses, norm).item())
-        bad = not math.isfinite(torch.stack(losses).sum().item())
-        return not self.world.largest(int(bad))
+        telling = torch.stack(losses).sum() if self.scaler.is_enabled() else sum(losses, norm)
+        return not self.world.largest(int(not math.isfinite(telling.item())))
 
     def _seed(self, number: int) -> None:
         seed_step(self.recipe.seed, self.step, self.world.rank, number, self.device)
@@ -262,6 +264,8 @@ class Trainer:
         recipe = self.recipe
         values = {name: value.item() for name, value in logs.items()} if self._logged or self._showing else {}
         if self._logged:
+            shares = self.world.gather(values)
+            values = {name: sum(share[name] for share in shares) / len(shares) for name in values}
             self.last_train = values
             epoch = self.step * recipe.batch_size / self.dataset.sizes["train"]
             rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
@@ -306,8 +310,8 @@ class Trainer:
     def _out_of_patience(self) -> bool:
         return self.recipe.patience is not None and self.since_best >= self.recipe.patience
 
-    def _evaluate_and_keep(self) -> None:
-        """Evaluate, log, keep the best weights."""
+    def _evaluate_and_keep(self, *, final: bool = False) -> None:
+        """Evaluate, log, keep the best weights. At the end a failure to write them is raised."""
         task, held_out = self.recipe.task, "validation" in self.dataset.sizes
         split = "validation" if held_out else "test"
         measured = self.measure(split)
@@ -320,21 +324,28 @@ class Trainer:
         better = self.best is None or sign * score > sign * self.best[task.measure]
         # without held-out samples nothing may be chosen by the test split: the last weights are kept
         if better or not held_out:
-            self.best = {"step": self.step, task.measure: score, "split": split}
+            if self._keep_weights(final=final):
+                self.best = {"step": self.step, task.measure: score, "split": split}
             self.since_best = 0
-            self._keep_weights()
         else:
             self.since_best += 1
         self.last_eval, self.evaluated = values, self.step
         self._figures(measured, split)
 
-    def _keep_weights(self) -> None:
-        weights = self._weights()
+    def _keep_weights(self, *, final: bool) -> bool:
+        """Write weights.safetensors; False, on every process, where that failed and training goes on."""
+        weights, failure = self._weights(), ""
         if self.directory and self.main:
             try:
                 checkpoint.save_weights(self.directory / "weights.safetensors", weights)
             except checkpoint.SaveError as error:
-                self.log(f"{error}; training goes on")
+                failure = str(error)
+        failure = self.world.gather(failure)[0]
+        if failure and final:
+            raise checkpoint.SaveError(failure, hint=f"free space, then: etude resume {self.directory}")
+        if failure:
+            self.log(f"{failure}; training goes on")
+        return not failure
 
     def _weights(self) -> dict[str, Tensor]:
         """What is evaluated and kept: the averages where there are any, gathered whole."""
@@ -356,14 +367,14 @@ class Trainer:
         self._save(final=True)
         if "validation" in self.dataset.sizes:
             if self.evaluated != self.step:
-                self._evaluate_and_keep()
+                self._evaluate_and_keep(final=True)
             self._take_best()
             measured = self.measure("test")
             values = numbers(measured)
             self._write({"step": self.step, "eval": values, "split": "test"})
             self._figures(measured, "test")
         else:
-            self._evaluate_and_keep()
+            self._evaluate_and_keep(final=True)
             values = self.last_eval
         result = {
             "recipe": recipe.name,
@@ -394,9 +405,17 @@ class Trainer:
         """Put the best weights, as kept, back into the model (and its averages)."""
         if self.directory is None:
             return
-        best = self.world.gather(
-            checkpoint.load_weights_file(self.directory / "weights.safetensors") if self.main else None
-        )[0]
+        best = None
+        if self.main:
+            try:
+                best = checkpoint.load_weights_file(self.directory / "weights.safetensors")
+            except RefusedError as error:
+                self.log(f"the best weights are lost ({error}); the last ones are kept instead")
+        best = self.world.gather(best)[0]
+        if best is None:
+            self.best = {"step": self.step, self.recipe.task.measure: self.last_eval.get(self.recipe.task.measure)}
+            self._keep_weights(final=True)
+            return
         target = self.ema.average if self.ema else self.model.state_dict()
         for name, value in best.items():
             fill(target[name], value)
@@ -479,6 +498,8 @@ class Trainer:
                 held = torch.empty_like(p)  # in the parameter's own memory format, as fused kernels need it
                 fill(held, value)
                 value = held
+            elif self.optimizers[player].defaults.get("fused"):
+                value = value.to(p.device)  # its kernels take the step count from where the weights are
             self.optimizers[player].state[p][key] = value
         if self.ema:
             _fill_all(self.ema.average, loaded.groups["ema"], "ema")
@@ -568,10 +589,10 @@ class Trainer:
         if not (self.directory and self.main):
             return
         begun = time.monotonic()
-        seconds = self.seconds + (begun - self._clock if state == "training" else 0)
+        seconds = self.seconds + (begun - self._clock if state != "done" else 0)
         status = {"state": state, "step": self.step, "steps": self.recipe.steps, "seconds": round(seconds, 1)}
         status |= {"samples_per_second": round(self._speed, 1), "eta": round(eta, 1) if eta is not None else None}
-        with contextlib.suppress(OSError, checkpoint.SaveError):  # the dashboard is not worth ending a training
+        with contextlib.suppress(Exception):  # the dashboard is not worth ending a training
             if self._metrics:
                 self._metrics.flush()
             checkpoint.write_atomic(self.directory / "status.json", json.dumps(status).encode())
@@ -579,18 +600,31 @@ class Trainer:
         self._reported = time.monotonic()
         self._report_every = max(10.0, 50 * (self._reported - begun))
 
+    def _diagnose(self, error: monitor.NonFinite) -> monitor.Finding:
+        """What this process finds by itself; nothing is shared meanwhile, as others may find something else earlier."""
+        if self.world.shard > 1:  # layers cannot be computed without the others' shards
+            return monitor.explain_inputs(error.batch)
+        SyncBatchNorm.alone = True
+        try:
+            with torch.compiler.set_stance("force_eager"):  # compiled layers do not show their outputs
+                context = autocast(self.precision, self.device)
+                return monitor.explain(self.model, error.loss_fn, error.batch, self.recipe.accumulate, context)
+        finally:
+            SyncBatchNorm.alone = False
+
     def _explain(self, error: monitor.NonFinite) -> NoReturn:
         """Name what went wrong, leave the step as tensors for `etude replay`, and stop with exit 5."""
         weights = {name: full(value).clone() for name, value in self.model.state_dict().items()}
         self._seed(error.number)
-        context = autocast(self.precision, self.device)
-        finding = monitor.explain(self.model, error.loss_fn, error.batch, self.recipe.accumulate, context)
-        findings = self.world.gather(finding)
-        finding = next((f for f in findings if f.samples), findings[0])
-        norms = self._last_norms
+        finding = self._diagnose(error)
+        # the process that has the samples hands over its batch
+        found = self.world.gather((finding, self._batch if finding.samples else None, self.world.rank))
+        finding, batch, rank = next((one for one in found if one[0].samples), found[0])
         if self.directory and self.main:
-            about = {"step": self.step, "rank": self.world.rank, "number": error.number, "precision": self.precision}
-            write_replay(self.directory, weights, self._batch, about | {"finding": finding.json()})
+            about = {"step": self.step, "rank": rank, "number": error.number, "precision": self.precision}
+            with contextlib.suppress(checkpoint.SaveError, OSError):  # a full disk must not hide what was found
+                write_replay(self.directory, weights, batch or self._batch, about | {"finding": finding.json()})
+        norms = self._last_norms
         said = f"NaN or Inf at step {self.step}: {finding.what}"
         if norms:
             largest = sorted(norms.items(), key=lambda item: -item[1])[:3]

@@ -56,7 +56,7 @@ _FILES = {
     "figures.json": "pictures and tables of the last evaluation",
     "status.json": "how far the run is",
     "result.json": "final figures and the checksum of the weights",
-    "weights.safetensors": "the best weights, in a format that holds only tensors",
+    "weights.safetensors": "the kept weights, in a format that holds only tensors",
     "checkpoints": "what resuming needs: weights, optimiser, step; checksummed",
     "log.txt": "the messages of the run",
     "tensorboard": "the same curves for TensorBoard",

@@ -29,7 +29,7 @@ class Mean(Metric):
 
     def add(self, values: Tensor) -> None:
         """One value a sample: (B,)."""
-        self.total += values.double().sum().item()
+        self.total += values.cpu().double().sum().item()
         self.count += values.numel()
 
     def merge(self, other: "Mean") -> None:

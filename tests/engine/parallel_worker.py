@@ -12,7 +12,7 @@ from etude.data import order
 from etude.engine.optim import Optim
 from etude.engine.parallel import join, leave
 from etude.engine.trainer import Trainer
-from etude.errors import NumericError
+from etude.errors import NumericError, UsageError
 
 PLAIN = Net(dropout=0.0)  # dropout masks are drawn per process
 RECIPES = {
@@ -47,8 +47,12 @@ def main(directory: Path) -> None:
     equal = world.gather([p.tolist() for p in pair.model.parameters()])
     assert all(other == equal[0] for other in equal)
     if world.size > 1:
-        join("cpu", shard=2)
-        Trainer(game(steps=3, shard=2), None, quiet=True).fit()
+        try:
+            Trainer(game(steps=3, shard=2), None, world=join("cpu", shard=2), quiet=True)
+        except UsageError as error:
+            assert "several players" in str(error)
+        else:
+            raise AssertionError("sharded players were taken")
     # a NaN that only one process sees stops all of them, and is named
     try:
         Trainer(everything(accumulate=1, **{"data.poison": 77}), None, world=world, quiet=True).fit()

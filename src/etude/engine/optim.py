@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from etude.errors import UsageError
 
@@ -56,7 +57,7 @@ class Optim:
                 {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
             ]
             groups = [group for group in groups if group["params"]]
-        decay, fused = self.weight_decay, _fused(parameters)
+        decay, fused = self.weight_decay, _fused(self.name, parameters)
         match self.name:
             case "sgd":
                 return torch.optim.SGD(
@@ -74,8 +75,10 @@ class Optim:
                 return LARS(groups, self.lr, momentum=self.momentum, weight_decay=decay, trust=self.trust)
 
 
-def _fused(parameters: list[nn.Parameter]) -> bool:
-    """Whether torch's fused kernels take these: floating point, on a device that has them."""
+def _fused(name: str, parameters: list[nn.Parameter]) -> bool:
+    """Whether torch's fused kernels take these: floating point, on a device that has them; SGD's takes no shards."""
+    if name == "sgd" and any(isinstance(p, DTensor) for p in parameters):
+        return False
     return all(p.is_floating_point() and p.device.type in ("cpu", "cuda", "mps") for p in parameters)
 
 

@@ -123,7 +123,7 @@ def assemble(model: nn.Module, names: Iterable[str], world: World) -> dict[str, 
     return {name: Player(model, modules[name], owned[name], others[name], world) for name in owned}
 
 
-def distribute(model: nn.Module, names: Iterable[str], world: World) -> nn.Module:
+def distribute(model: nn.Module, world: World) -> nn.Module:
     """Prepare a model for more than one process, in place where possible: shared statistics, shards."""
     if world.size == 1:
         return model
@@ -131,11 +131,9 @@ def distribute(model: nn.Module, names: Iterable[str], world: World) -> nn.Modul
     if world.shard > 1:
         assert world.mesh is not None
         mesh = world.mesh["shard"] if world.size == world.shard else world.mesh
-        for name in names:  # a player is called by itself, and so gathered by itself
-            player = model if name == "model" else model.get_submodule(name)
-            for block in _blocks(player):
-                fully_shard(block, mesh=mesh)
-            fully_shard(player, mesh=mesh)
+        for block in _blocks(model):
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
     else:
         for value in model.state_dict().values():
             dist.broadcast(value, 0)

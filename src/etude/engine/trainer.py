@@ -73,6 +73,10 @@ class Trainer:
         self.precision: Resolved = resolve(recipe.precision, self.device)
         self.log = log.Log(quiet=quiet or not self.main)
         self.dataset: Dataset = recipe.data.open()
+        if recipe.shard > 1 and len(by_player(recipe.optim)) > 1:
+            raise UsageError(
+                f"{recipe.name} has several players, which cannot be sharded; replicas can", hint="--shard 1"
+            )
         if recipe.patience is not None and "validation" not in self.dataset.sizes:
             raise UsageError("patience needs held-out samples to judge by", hint="--data.validation 5000")
         self.workers = self._workers(workers)
@@ -106,7 +110,7 @@ class Trainer:
             raise UsageError(f"the model of {recipe.name} cannot be built: {error}") from error
         recipe.task.check(model, self.dataset)
         model.to(self.device, memory_format=recipe.memory_format)  # pyright: ignore[reportCallIssue] - not in the stubs
-        self.model = distribute(model, by_player(recipe.optim), self.world)
+        self.model = distribute(model, self.world)
         if recipe.compile:
             for name in by_player(recipe.optim):
                 (self.model if name == "model" else self.model.get_submodule(name)).compile()

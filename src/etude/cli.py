@@ -435,7 +435,7 @@ def bench(arguments: list[str]) -> int:
 
 def _rate(row: dict[str, Any], key: str) -> str:
     if row[key] is None:
-        return row.get("note", "not measured")
+        return f"not measured ({row['peer_name']}: see --json)"
     return f"{row[key]:,.4g} {row['unit']}" + (f" ({row['peer_name']})" if key == "peer" else "")
 
 

@@ -8,7 +8,7 @@ from etude.tasks.classify import Classify
 
 
 def digits() -> Recipe:
-    """The 8x8 digits that the package carries, in seconds. Figures: see the table in README.md."""
+    """The 8x8 digits that the package carries: 99.44 % (seed 0) in 1 s on 2 cores of an AMD EPYC."""
     return Recipe(
         name="mlp.digits",
         model=mlp.Config(in_features=64, hidden=(256, 256), num_classes=10, dropout=0.2),
@@ -23,7 +23,7 @@ def digits() -> Recipe:
 
 
 def fashion() -> Recipe:
-    """Fashion-MNIST, official split. Figures: see the table in README.md."""
+    """Fashion-MNIST, official split: 90.20 % (seed 0) in 27 s on 2 cores of an AMD EPYC."""
     return Recipe(
         name="mlp.fashion",
         model=mlp.Config(in_features=784, hidden=(512, 256), num_classes=10, dropout=0.2),

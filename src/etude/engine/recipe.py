@@ -9,7 +9,6 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
-import json
 import types
 import typing
 from collections.abc import Iterable
@@ -122,11 +121,6 @@ class Recipe:
         if not isinstance(recipe, Recipe):
             raise RefusedError(f"not a recipe but a {_tag(type(recipe))}")
         return recipe
-
-
-def fingerprint(recipe: Recipe) -> str:
-    """The recipe as canonical JSON text: equal texts are equal recipes."""
-    return json.dumps(recipe.to_json(), sort_keys=True)
 
 
 def _tag(kind: type) -> str:

@@ -361,12 +361,14 @@ def _blend_(x: Levels, plan: Float[Tensor, "B 3 1 1 1"], kinds: set[int]) -> Non
         grey = (r * 0.2989).add_(g * 0.587).add_(b * 0.114).floor_()
     else:
         grey = x
-    other = grey * to_grey if SATURATION in kinds else None
     if CONTRAST in kinds:
         # whole levels below 2^24 in sum: exact in float32, whatever the order of the addition
         exact = torch.float32 if x.shape[2] * x.shape[3] < 1 << 16 else torch.float64
-        mean = grey.mean((2, 3), keepdim=True, dtype=exact).to(x.dtype) * to_mean
-        other = mean if other is None else other.add_(mean)
+        other = grey.mean((2, 3), keepdim=True, dtype=exact).to(x.dtype) * to_mean
+        if SATURATION in kinds:
+            other = (grey * to_grey).add_(other)
+    else:
+        other = grey * to_grey
     x.mul_(ratio).add_(other).clamp_(0, 255).floor_()
 
 

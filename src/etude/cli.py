@@ -241,6 +241,8 @@ def _recipe_flags(recipe: Recipe, name: str, arguments: list[str]) -> tuple[Reci
     except SystemExit as stop:
         if stop.code == 0:
             raise
+        if refused := _own(stop):
+            raise refused from None
         raise UsageError(_unboxed(caught.getvalue()), hint=f"etude train {name} --help") from None
     if unknown:
         known = _flag_names(flags.recipe) + _flag_names(flags.options)
@@ -249,6 +251,16 @@ def _recipe_flags(recipe: Recipe, name: str, arguments: list[str]) -> tuple[Reci
         hint = f"did you mean {same[0]}?" if same else nearest(word.replace("_", "-"), known)
         raise UsageError(f"etude train {name}: unknown flag {word}", hint=hint or f"etude train {name} --help")
     return flags.recipe, flags.options
+
+
+def _own(stop: SystemExit) -> UsageError | None:
+    """The configuration's own error, where that made the parser give up."""
+    error: BaseException | None = stop
+    while error is not None:
+        if isinstance(error, UsageError):
+            return error
+        error = error.__context__
+    return None
 
 
 def _flag_names(config: Any, prefix: str = "--") -> list[str]:

@@ -131,16 +131,16 @@ class Function(Data):
         return torch.tensor([value])
 
     def collate(self, samples: list[Tensor]) -> Batch:
-        """{"x": (B, 1)} as the network takes it: [low, high] becomes [-1, 1]."""
+        """{"x": (B, 1)} as the network takes it."""
         return {"x": self.scale(torch.stack(samples))}
 
     def scale(self, x: Tensor) -> Tensor:
-        """[low, high] -> [-1, 1]."""
-        return (x - self.low) * (2 / (self.high - self.low)) - 1
+        """To mean 0 and variance 1: [low, high] -> [-sqrt 3, sqrt 3]."""
+        return (2 * (x - self.low) / (self.high - self.low) - 1) * 3**0.5
 
 
 class FunctionSet(Dataset):
-    """{"x": (B, 1) scaled to [-1, 1], "y": (B, 1), "at": (B,) unscaled, "index": (B,)}."""
+    """{"x": (B, 1) scaled, "y": (B, 1), "at": (B,) unscaled, "index": (B,)}."""
 
     def __init__(self, data: Function):
         self.data, self.sizes = data, {"train": data.train, "test": data.test}

@@ -89,10 +89,10 @@ def function() -> Study:
         "an interval as one likes (Cybenko 1989, Hornik et al. 1989); how close training comes is another matter.",
         base=Recipe(
             name="mlp.function",
-            model=mlp.Config(in_features=1, hidden=(64,), num_classes=1, activation="tanh", init="xavier_uniform"),
+            model=mlp.Config(in_features=1, hidden=(64,), num_classes=1, bias=3.0),
             data=Function(),
             task=Regress(),
-            optim=Optim("adam", lr=0.01),
+            optim=Optim("adam", lr=0.02),
             schedule=Schedule("cosine", warmup=50),
             steps=3000,
             batch_size=256,

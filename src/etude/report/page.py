@@ -40,6 +40,8 @@ _NAMES = {
     "bleu": "BLEU",
     "miou": "mIoU",
     "map": "mAP",
+    "mae": "MAE",
+    "rmse": "RMSE",
 }
 """How measures are written where their key is no word."""
 _LOGARITHMIC = 30

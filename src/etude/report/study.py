@@ -217,13 +217,17 @@ def _layers(variants: list[_Variant]) -> str:
     """What was seen of each layer at the first step and at the last, from the input (left) to the output (right)."""
     figures = []
     for kind, (title, log) in _HEALTH.items():
+        known = [(v.label, v.health[kind]) for v in variants if v.health.get(kind)]
+        # a variant may have layers of its own, such as an activation that learns: those of all can be compared
+        first = known[0][1][0][1] if known else {}
+        layers = [name for name in first if all(name in records[0][1] for _, records in known)]
+        if not 2 < len(layers) <= _MOST_LAYERS:
+            continue
         for at, when in ((0, "at the first step"), (-1, "at the last")):
             series = []
-            for v in variants:
-                records = v.health.get(kind, [])
-                values = [x if _is_finite(x) else math.nan for x in records[at][1].values()] if records else []
-                if 2 < len(values) <= _MOST_LAYERS:
-                    series.append(Series(v.label, np.arange(1, len(values) + 1.0), np.array(values, float), dots=True))
+            for label, records in known:
+                values = [x if _is_finite(x := records[at][1].get(name)) else math.nan for name in layers]
+                series.append(Series(label, np.arange(1, len(layers) + 1.0), np.array(values, float), dots=True))
             if not series or (kind == "dead_units" and not any((s.y > 0).any() for s in series)):
                 continue
             log_here = log and any((s.y > 0).any() for s in series)
@@ -234,11 +238,12 @@ def _layers(variants: list[_Variant]) -> str:
 
 
 def _shared(variants: list[_Variant], notes: list[str]) -> list[tuple[str, str, str]]:
-    """The variants' figures, those of one title together: lines in one chart, pictures and tables one below another."""
+    """The variants' figures that are worth comparing, those of one title together: lines in one chart, others (where
+    the block says "study": true) one below another."""
     titles: dict[str, list[tuple[_Variant, dict[str, Any]]]] = {}
     for v in variants:
         for block in v.blocks:
-            if isinstance(block, dict) and block.get("kind") != "matrix":
+            if isinstance(block, dict) and (block.get("kind") == "lines" or block.get("study")):
                 titles.setdefault(str(block.get("title", block.get("kind"))), []).append((v, block))
     out = []
     for i, (title, found) in enumerate(titles.items()):

@@ -150,6 +150,8 @@ def train(arguments: list[str]) -> int:
         recipe = recipe.with_(**{"data.path": str(Path(path).expanduser().absolute())})
     if isinstance(found, Study):
         return _train_study(found.with_base(recipe), options)
+    if options.find_lr:
+        return _find_lr(recipe, options)
     if options.dry_run:
         result = fit.dry_run(recipe, device=options.device, workers=options.workers)
         return _trained(result | {"dry_run": True}, None, options.json)
@@ -157,10 +159,34 @@ def train(arguments: list[str]) -> int:
     return _trained(run.result, run.path, options.json)
 
 
+def _find_lr(recipe: Recipe, options: _Options) -> int:
+    from etude.engine import lr_finder
+
+    found = lr_finder.find_lr(recipe, device=options.device, workers=options.workers or 0)
+    path = lr_finder.write(found, Path(options.run) if options.run else Path("runs") / recipe.name)
+    if options.json:
+        _json(asdict(found) | {"page": str(path)})
+        return 0
+    broke = f"{found.rates[-1]:.2g}" if found.broke else f"not up to {found.rates[-1]:.2g}"
+    flag = "--optim.lr" if hasattr(recipe.optim, "lr") else "rate of the first player:"
+    _table(
+        [
+            ["suggested", f"{found.suggestion:g}", "where the loss falls fastest"],
+            ["at most", f"{found.largest:g}", "where it is lowest: with warm-up and a falling schedule"],
+            ["loss breaks", broke, ""],
+            ["curve", str(path), ""],
+            ["next", f"etude train {recipe.name} {flag} {found.suggestion:g}", ""],
+        ]
+    )
+    return 0
+
+
 def _train_study(study: Study, options: _Options) -> int:
     from etude.engine import fit
     from etude.engine import study as studies
 
+    if options.find_lr:
+        raise UsageError(f"{study.name} is a study; a rate is found for one recipe", hint="etude list")
     if options.dry_run:
         for recipe in study.recipes().values():
             _trained(fit.dry_run(recipe, device=options.device, workers=options.workers), None, options.json)
@@ -204,6 +230,8 @@ class _Options:
     """Threads that prepare batches; results do not depend on it."""
     dry_run: bool = False
     """Build everything, take two steps, write nothing."""
+    find_lr: bool = False
+    """Do not train: take a hundred steps at growing rates, draw the curve and suggest one."""
     quiet: bool = False
     """No progress, no messages."""
     json: bool = False

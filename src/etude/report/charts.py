@@ -342,9 +342,10 @@ def lines(
     share: bool = False,
     log_x: bool = False,
     kept: float | None = None,
+    kept_name: str = "kept",
     group: str = "",
 ) -> str:
-    """A line chart. `kept` is the step whose weights were kept; charts of one `group` share the pointer's place.
+    """A line chart. `kept` is marked, as the step whose weights were kept; charts of one `group` share the pointer.
 
     Values that are not finite (on a log axis: not above 0) are gaps, marked with a cross on the base line.
     """
@@ -394,7 +395,7 @@ def lines(
         at, height = left + float(x_axis(kept)), y_axis.size - 7 if share else 10
         beside = (-5, "end") if at > left + x_axis.size / 2 else (5, "start")
         mark = f'<path class="kept" d="M{at:.1f} {top}v{y_axis.size:g}"/>'
-        mark += _text(at + beside[0], top + height, "kept", "tick name halo", beside[1])
+        mark += _text(at + beside[0], top + height, kept_name, "tick name halo", beside[1])
     desc = f"{title or y} over {x} {number(x_axis.low)} to {number(x_axis.high)}{', logarithmic' if log else ''}; "
     desc += "at the end " + ", ".join(f"{name} {value}".strip() for _, name, value in last)
     svg = _svg(_WIDTH, _HEIGHT, title or y, desc, _frame(x_axis, y_axis, left, top, x, y) + mark + plot)

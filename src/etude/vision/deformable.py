@@ -58,9 +58,9 @@ def deform_conv2d(
     """
     stride, padding, dilation = pair(stride), pair(padding), pair(dilation)
     groups, offset_groups = _check(input, offset, weight, bias, stride, padding, dilation, mask)
-    (b, c, _, _), (o, _, *kernel), (p, q) = input.shape, weight.shape, offset.shape[2:]
-    taps = kernel[0] * kernel[1]
-    index, corner_weight = _corners(offset, mask, input.shape, tuple(kernel), stride, padding, dilation, offset_groups)
+    (b, c, _, _), (o, _, kh, kw), (p, q) = input.shape, weight.shape, offset.shape[2:]
+    taps = kh * kw
+    index, corner_weight = _corners(offset, mask, input.shape, (kh, kw), stride, padding, dilation, offset_groups)
     table = input.permute(0, 2, 3, 1).reshape(-1, c // offset_groups)
     columns = _Sample.apply(table, index, corner_weight.to(input.dtype))
     if groups == 1:
@@ -228,8 +228,8 @@ class DeformConv2d(nn.Module):
     """A convolution that predicts where its taps look. (B, C, H, W) -> (B, O, P, Q)
 
     Its own plain convolution, `offset`, has the same kernel, stride and dilation; it gives the offsets and, if
-    `modulated` (v2), the masks before their sigmoid. It starts at zero: the taps on the grid, each mask at 1/2 (1811.11168,
-    section 3.2, which also trains it at a tenth of the learning rate).
+    `modulated` (v2), the masks before their sigmoid. It starts at zero: the taps on the grid, each mask at 1/2
+    (1811.11168, section 3.2, which also trains it at a tenth of the learning rate).
     """
 
     def __init__(
@@ -278,6 +278,45 @@ class DeformConv2d(nn.Module):
             dilation=self.dilation,
             mask=mask,
         )
+
+
+def sampling_positions(
+    model: nn.Module, layers: list[DeformConv2d | nn.Conv2d], x: Float[Tensor, "B C H W"]
+) -> Float[Tensor, "B P Q S 2"]:
+    """Where the units of the last of these layers look in the input of the first, when `model` sees x.
+
+    The layers follow on each other in the model. Position (y, x), in pixels of the first layer's input; S is the
+    product of their numbers of taps, as each position is traced back through the layer before it (1703.06211, figure
+    6: three layers, 729 positions a unit). Where a position falls between units, the nearest one's offsets count. Of
+    several offset groups the first is taken.
+    """
+    offsets: dict[nn.Module, Tensor] = {}
+    hooks = [
+        (layer.offset if isinstance(layer, DeformConv2d) else layer).register_forward_hook(
+            lambda _, inputs, output, layer=layer: offsets.update({layer: output})
+        )
+        for layer in layers
+    ]
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+    p, q = offsets[layers[-1]].shape[2:]
+    units = torch.cartesian_prod(torch.arange(p), torch.arange(q)).to(x.device)
+    positions = units.view(1, p * q, 2).expand(len(x), -1, -1).float()
+    sample = torch.arange(len(x), device=x.device)[:, None]
+    for layer in reversed(layers):
+        kernel, moved = layer.weight.shape[2:], offsets[layer].float()
+        taps = torch.cartesian_prod(*(torch.arange(k) for k in kernel)).to(moved) * positions.new_tensor(layer.dilation)
+        taps = taps - positions.new_tensor(layer.padding)
+        if isinstance(layer, DeformConv2d):
+            y, x_ = (positions[..., i].round().long().clamp(0, moved.shape[2 + i] - 1) for i in (0, 1))
+            taps = taps + moved[sample, : taps.numel(), y, x_].unflatten(-1, (-1, 2))
+        positions = (positions[:, :, None] * positions.new_tensor(layer.stride) + taps).flatten(1, 2)
+    return positions.view(len(x), p, q, -1, 2)
 
 
 sizes: dict[str, Any] = {}

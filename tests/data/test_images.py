@@ -99,6 +99,35 @@ def test_batches_are_pure():
     assert not torch.equal(dataset.finish(other_epoch, seed=1)["image"], dataset.finish(this_epoch, seed=1)["image"])
 
 
+def test_distortion_is_the_samples_own():
+    """Fixed for every picture of every split: whatever the seed, the epoch, the neighbours or what is held out."""
+    change = Augment(degrees=30.0, translate=(0.2, 0.2), interpolation="bilinear")
+    data = Images(source="digits", mean=(0.3,), std=(0.4,), distort=change)
+    dataset, plain = data.open(), DIGITS.open()
+    for split in ("train", "test"):
+        straight, bent = (d.fetch(split, range(50))["image"] for d in (plain, dataset))
+        assert (bent != straight).flatten(1).any(1).float().mean() > 0.9
+        again = dataset.fetch(split, [7, 3], epochs=5, seed=9)["image"]
+        assert torch.equal(again, bent[[7, 3]])
+    drawn = change.parameters(seed=0, epochs=0, indices=[4], height=8, width=8, stream=order.DISTORT_TEST)
+    expected = change.apply(plain.fetch("test", [4])["image"], drawn)
+    assert torch.equal(dataset.fetch("test", [4])["image"], expected)
+    # a sample that is held out is the same picture as in training
+    held = Images(source="digits", mean=(0.3,), std=(0.4,), distort=change, validation=100).open()
+    known = {tuple(row.tolist()) for row in dataset.fetch("train", range(1437))["image"].flatten(1)}
+    assert {tuple(row.tolist()) for row in held.fetch("validation", range(100))["image"].flatten(1)} <= known
+
+
+def test_distortion_comes_before_augmentation_and_not_into_predictions():
+    change = Augment(degrees=90.0, interpolation="bilinear")
+    both = Images(source="digits", mean=(0.3,), std=(0.4,), distort=change, augment=Augment(flip=1.0)).open()
+    bent = both.fetch("train", range(8))["image"]
+    trained = both.finish(both.fetch("train", range(8), epochs=2, seed=1), seed=1)["image"]
+    torch.testing.assert_close(trained, both.data.normalise(bent.flip(-1)))
+    raw = DIGITS.open().fetch("test", [5])["image"][0]
+    assert torch.equal(both.data.prepare(raw), raw)
+
+
 def test_mixup_by_hand():
     """x = lambda x_i + (1 - lambda) x_j, the labels alike, lambda ~ Beta(alpha, alpha): arXiv 1710.09412."""
     plain = DIGITS.open().finish(DIGITS.open().batch(seed=4, step=2, batch_size=8), seed=4)

@@ -31,7 +31,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from etude.data.order import uniform
+from etude.data.order import AUGMENT, uniform
 from etude.errors import UsageError
 
 Images = UInt8[Tensor, "B C H W"]
@@ -138,16 +138,15 @@ class Augment:
     def _warps(self) -> bool:
         return bool(self.degrees or any(self.translate) or self.scale != (1, 1) or self.shear)
 
-    def __call__(self, images: Images, *, seed: int, epochs, indices) -> Images:
+    def __call__(self, images: Images, *, seed: int, epochs, indices, stream: int = AUGMENT) -> Images:
         """The images of these (epochs, indices) as the run of `seed` sees them; themselves where all is off."""
         if not (self.crop or self.flip or self._jitters or self._warps or self.cutout):
             return images
         height, width = images.shape[2:]
-        return self.apply(
-            images, self.parameters(seed=seed, epochs=epochs, indices=indices, height=height, width=width)
-        )
+        drawn = self.parameters(seed=seed, epochs=epochs, indices=indices, height=height, width=width, stream=stream)
+        return self.apply(images, drawn)
 
-    def parameters(self, *, seed: int, epochs, indices, height: int, width: int) -> Parameters:
+    def parameters(self, *, seed: int, epochs, indices, height: int, width: int, stream: int = AUGMENT) -> Parameters:
         """What happens to samples `indices` (B,) in `epochs` ((B,) or one); row i is a function of its own numbers."""
         shift_x, shift_y = self.translate[0] * width, self.translate[1] * height
         ranges = (
@@ -169,7 +168,7 @@ class Augment:
             (0, width),
         )
         low, high = np.array(ranges, dtype=np.float64).T
-        drawn = torch.from_numpy(uniform(seed, epochs, indices, len(ranges)) * (high - low) + low)
+        drawn = torch.from_numpy(uniform(seed, epochs, indices, len(ranges), stream) * (high - low) + low)
         whole = drawn.long()
         side = torch.where(drawn[:, 13] < self.cutout_probability, self.cutout, 0)
         return Parameters(

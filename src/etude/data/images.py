@@ -34,7 +34,11 @@ class Images(Data):
     mean: tuple[float, ...] = (0.5,)
     """Per channel, of pixels scaled to 0..1; its length is the number of channels."""
     std: tuple[float, ...] = (0.5,)
+    distort: Augment = field(default_factory=Augment)
+    """Of every picture of every split, once and for all, before any augmentation: a harder set of the same pictures. It
+    depends on the sample alone, not on the run's seed. `predict` takes pictures as they are."""
     augment: Augment = field(default_factory=Augment)
+    """Of training pictures, anew each epoch."""
     mixup: float = 0.0
     """alpha of lambda ~ Beta(alpha, alpha), mixing neighbours in a batch (arXiv 1710.09412); 0 is off."""
     validation: int = 0
@@ -160,6 +164,8 @@ class ImageDataset(Dataset):
             images = held.images.index_select(0, rows)
         else:
             images = self._decode(held, rows, epochs, places, seed)
+        stream = order.DISTORT_TEST if split == "test" else order.DISTORT_TRAIN
+        images = self.data.distort(images, seed=0, epochs=0, indices=rows.numpy(), stream=stream)
         batch = {"image": images, "label": held.labels[rows], "index": torch.from_numpy(places)}
         if epochs is not None:
             batch["epoch"] = torch.from_numpy(np.broadcast_to(epochs, places.shape).astype(np.int64))

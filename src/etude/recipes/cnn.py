@@ -9,8 +9,8 @@ from etude.vision import cnn
 
 
 def fashion() -> Recipe:
-    """Fashion-MNIST, official split: 92.38 % (seed 0) in 6 min 24 s on 2 cores of an AMD EPYC with avx512_bf16, busy with
-    other work; a step alone takes 18 ms, so about 95 s of steps."""
+    """Fashion-MNIST, official split: 92.38 % (seed 0) in 6 min 24 s on 2 cores of an AMD EPYC with avx512_bf16 that
+    had other work beside it; a step alone takes 18 ms, which makes 95 s."""
     return Recipe(
         name="cnn.fashion",
         model=cnn.Config(dropout=0.25),

@@ -44,6 +44,8 @@ class Dataset(ABC):
     """What a result needs to be read, JSON-able: {"classes": [...], ...}. Kept in the run directory."""
     in_memory: bool = True
     """False where a batch means reading and decoding files, so that workers pay."""
+    divisible: bool = True
+    """False where a batch is no list of samples that could be computed part by part (`accumulate`)."""
 
     @abstractmethod
     def fetch(self, split: str, indices, *, epochs=None, seed: int = 0) -> Batch:

@@ -4,10 +4,11 @@ Sources:
     GCN   Kipf and Welling, 2017, arXiv 1609.02907, equations 2 and 9: H' = relu(D^-1/2 (A + I) D^-1/2 H W)
     GAT   Velickovic et al., 2018, arXiv 1710.10903, equations 1 to 6:
           h'_i = sum_j alpha_ij W h_j with alpha_i = softmax_j(LeakyReLU(a [W h_i ; W h_j]))
-Equal to torch_geometric 2.8.1's GCNConv and GATConv on the same weights, outputs and gradients, within 1e-10 in float64,
-self-loops, parallel edges, edge weights and directed graphs included. What it does with self-loops is done here too: GCN
-keeps the weight of an existing loop (of several, the last) and adds the missing ones with weight 1; GAT replaces them all
-by one a node. Parallel edges count as often as they stand there. Messages flow along an edge from edges[0] to edges[1].
+Equal to torch_geometric 2.8.1's GCNConv and GATConv on the same weights, outputs and gradients, within 1e-10 in
+float64, self-loops, parallel edges, edge weights and directed graphs included. What it does with self-loops is done
+here too: GCN keeps the weight of an existing loop (of several, the last) and adds the missing ones with weight 1; GAT
+replaces them all by one a node. Parallel edges count as often as they stand there. Messages flow along an edge from
+edges[0] to edges[1].
 
 Messages pass as products with a matrix in compressed sparse rows, forwards by target and backwards by source. No kernel
 of torch's is faster at that on a CPU than `embedding_bag`'s weighted sum of rows, so it does the arithmetic.
@@ -139,7 +140,9 @@ def _check_edges(edges: Tensor, num_nodes: int) -> None:
     if outside.any():
         first = int(outside.nonzero()[0])
         source, target = edges[:, first].tolist()
-        raise ValueError(f"edge {first} joins {source} and {target}, in a graph of {num_nodes} nodes (0 to {num_nodes - 1})")
+        raise ValueError(
+            f"edge {first} joins {source} and {target}, in a graph of {num_nodes} nodes (0 to {num_nodes - 1})"
+        )
 
 
 _structures = WeakTensorKeyDictionary()
@@ -174,7 +177,7 @@ class Propagate(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor):
+    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         x, values, values_back = ctx.saved_tensors
         structure: Structure = ctx.structure
         grad_x = grad_values = None
@@ -186,15 +189,22 @@ class Propagate(torch.autograd.Function):
 
 
 class Attend(torch.autograd.Function):
-    """One head: y_i = sum_j alpha_ij x_j, alpha_i = softmax_j(LeakyReLU(source_j + target_i)), dropped where `keep` says.
+    """One head: y_i = sum_j alpha_ij x_j, alpha_i = softmax_j(LeakyReLU(source_j + target_i)), dropped as `keep` says.
 
-    x (N, C), source (N,) and target (N,), the two halves of a [W h_i ; W h_j] -> (N, C). `keep` is (M,) bool or None, `share`
-    the part of the coefficients that it keeps. Coefficients are never normalised one by one: sums are.
+    x (N, C), source (N,) and target (N,), the two halves of a [W h_i ; W h_j] -> (N, C). `keep` is (M,) bool or None,
+    `share` the part of the coefficients that it keeps. Coefficients are never normalised one by one: sums are.
     """
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, source: Tensor, target: Tensor, keep: Tensor | None, share: float, slope: float, structure: Structure
+        ctx,
+        x: Tensor,
+        source: Tensor,
+        target: Tensor,
+        keep: Tensor | None,
+        share: float,
+        slope: float,
+        structure: Structure,
     ) -> Tensor:
         score = source.index_select(0, structure.source).add_(target.index_select(0, structure.target))
         positive = score > 0
@@ -209,7 +219,7 @@ class Attend(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor):
+    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         """dL/dp_ij = (keep_ij <g_i, x_j> / share - <g_i, y_i>) / sum_j p_ij; the peak cancels."""
         x, p, positive, keep, total, y = ctx.saved_tensors
         structure: Structure = ctx.structure

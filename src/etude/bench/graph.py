@@ -1,10 +1,10 @@
 """Graph networks against torch-geometric's layers, on the same weights: a training step, forward and backward.
 
-The large graph has 200,000 nodes, 128 features and 2,000,000 entries in `edges`: 1,000,000 random undirected edges, each
-stored in both directions. The small one is of Cora's size: 2,708 nodes, 10,556 entries, 1,433 features, 18 of them set.
-Networks are the papers': GCN with 16 hidden units, GAT with 8 heads of 8. torch-geometric's GCN keeps its normalised
-edges between steps (cached=True), as ours does; its CSR path is given the transposed adjacency as a torch sparse CSR
-tensor.
+The large graph has 200,000 nodes, 128 features and 2,000,000 entries in `edges`: 1,000,000 random undirected edges,
+each stored in both directions. The small one is of Cora's size: 2,708 nodes, 10,556 entries, 1,433 features, 18 of them
+set. Networks are the papers': GCN with 16 hidden units, GAT with 8 heads of 8. torch-geometric's GCN keeps its
+normalised edges between steps (cached=True), as ours does; its CSR path is given the transposed adjacency as a torch
+sparse CSR tensor.
 """
 
 import warnings
@@ -41,18 +41,13 @@ def contests(*, compiled: bool = False) -> list[Contest]:
 
 
 def _contest(name: str, size: Size, path: Path, dropout: float, target: float) -> Contest:
-    peer = version = None
-    note = ""
+    version, note = None, ""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import torch_geometric  # pyright: ignore[reportMissingImports]
 
         version = torch_geometric.__version__
-
-        def peer() -> None:
-            _step(*_theirs(name, size, path, dropout))
-
     except ImportError as error:
         note = f"peer not importable here ({error}); pip install torch_geometric"
     what = "200k nodes, 2M edges, 128 features" if size == "large" else "Cora's size"
@@ -63,7 +58,7 @@ def _contest(name: str, size: Size, path: Path, dropout: float, target: float) -
         amount=1,
         unit="steps/s",
         ours=clock(lambda: _step(*_ours(name, size, dropout))),
-        peer=clock(peer) if peer else None,
+        peer=clock(lambda: _step(*_theirs(name, size, path, dropout))) if version else None,
         peer_name=f"torch_geometric, {path}",
         peer_version=version,
         target=target,
@@ -84,7 +79,9 @@ def _graph(size: Size) -> tuple[Tensor, Tensor, Tensor]:
     nodes, pairs, features = (200_000, 1_000_000, 128) if size == "large" else (2_708, 5_278, 1_433)
     generator = torch.Generator().manual_seed(0)
     ends = torch.randint(nodes, (2, pairs), generator=generator)
-    ends[1] = (ends[0] + 1 + ends[1] % (nodes - 1)) % nodes  # no loops: the peer's two paths differ in what they make of them
+    ends[1] = (
+        ends[0] + 1 + ends[1] % (nodes - 1)
+    ) % nodes  # no loops: the peer's two paths differ in what they make of them
     x = torch.randn(nodes, features, generator=generator)
     if size == "cora":
         x = (torch.rand(nodes, features, generator=generator) < 18 / features).float() / 18

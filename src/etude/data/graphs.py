@@ -2,14 +2,14 @@
 
 Sources:
     karate     Zachary's karate club, carried by the package: 34 members, 78 pairs, no features, two classes
-    cora, citeseer, pubmed   the citation networks in the files of Planetoid (Yang et al., 2016, arXiv 1603.08861), with its
-               split: 20 papers a class to train on, 500 to choose by, 1,000 to test on
+    cora, citeseer, pubmed   the citation networks in the files of Planetoid (Yang et al., 2016, arXiv 1603.08861),
+               with its split: 20 papers a class to train on, 500 to choose by, 1,000 to test on
     packages   Debian's packages: see `etude.data.packages`
     file       your own, an .npz: x (N, F), edges (2, E) whole numbers, label (N,) with -1 for unknown, train and test
                (node numbers); and, if there are, validation, names (N,), classes (K,)
 
-Planetoid's files are pickles of Python 2. Nothing here unpickles: they are executed by the machine of `etude.weights`, which
-runs nothing that a file names, and arrays are taken out of its records.
+Planetoid's files are pickles of Python 2. Nothing here unpickles: they are executed by the machine of `etude.weights`,
+which runs nothing that a file names, and arrays are taken out of its records.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,14 @@ CITATIONS = {
         *("theory", "reinforcement learning", "genetic algorithms", "neural networks", "probabilistic methods"),
         *("case-based", "rule learning"),
     ),
-    "citeseer": ("agents", "AI", "databases", "information retrieval", "machine learning", "human-computer interaction"),
+    "citeseer": (
+        "agents",
+        "AI",
+        "databases",
+        "information retrieval",
+        "machine learning",
+        "human-computer interaction",
+    ),
     "pubmed": ("experimental diabetes", "type 1 diabetes", "type 2 diabetes"),
 }
 PLANETOID_VALIDATION = 500
@@ -45,8 +52,8 @@ LARGEST_MATRIX = 1 << 30
 
 @dataclass(frozen=True, eq=False)
 class GraphArrays:
-    """A graph in memory: x (N, F) float32, its rows summing to one, edges (2, E) int64 from source to target, label (N,)
-    int64 with -1 for unknown, node numbers by split."""
+    """A graph in memory: x (N, F) float32, its rows summing to one, edges (2, E) int64 from source to target,
+    label (N,) int64 with -1 for unknown, node numbers by split."""
 
     x: Tensor
     edges: Tensor
@@ -64,8 +71,8 @@ class Graph(Data):
     path: str = ""
     """The folder of Planetoid's files, for sets that etude did not fetch; your own .npz."""
     fanout: tuple[int, ...] = ()
-    """Neighbours drawn a node at each step away from the nodes of a batch, e.g. (10, 10) for two layers (Hamilton et al.,
-    2017, arXiv 1706.02216). Empty: messages pass over the whole graph."""
+    """Neighbours drawn a node at each step away from the nodes of a batch, e.g. (10, 10) for two layers (Hamilton et
+    al., 2017, arXiv 1706.02216). Empty: messages pass over the whole graph."""
 
     def __post_init__(self) -> None:
         if any(count < 1 for count in self.fanout):
@@ -86,7 +93,9 @@ class Graph(Data):
             if int(raw) < len(names):
                 return torch.tensor(int(raw))
             raise UsageError(f"there is no node {raw}; they are numbered 0 to {len(names) - 1}")
-        raise UsageError(f"there is no node {str(raw)!r}", hint=nearest(str(raw), names) or f"{names[0]}, {names[-1]}, ...")
+        raise UsageError(
+            f"there is no node {str(raw)!r}", hint=nearest(str(raw), names) or f"{names[0]}, {names[-1]}, ..."
+        )
 
     def collate(self, samples: list[Tensor]) -> Batch:
         """Node numbers -> the whole graph, and these nodes as its targets."""
@@ -169,7 +178,7 @@ class Sampler:
         return np.concatenate(nodes), np.concatenate(edges, 1), target
 
     def _neighbours(self, nodes: NDArray[np.int64], count: int, seed: int, epoch: int):
-        """Sources and targets of at most `count` edges into each node, none twice (Floyd's draw without replacement)."""
+        """Sources and targets of at most `count` edges into each node, none twice: Floyd's draw without replacement."""
         degree = self.rows[nodes + 1] - self.rows[nodes]
         uniform = order.uniform(seed, epoch, nodes, count, order.NEIGHBOURS)
         chosen = np.full((len(nodes), count), -1)
@@ -206,7 +215,7 @@ def _places(names: tuple[str, ...]) -> dict[str, int]:
 
 
 def read_karate(path: Path) -> GraphArrays:
-    """Instructor and president are labelled; each member's only feature is to be this member (Kipf and Welling's way)."""
+    """Instructor and president are labelled; each member's only feature is to be this member, as in Kipf's paper."""
     lines = dict(line.split(":") for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#"))
     officers = torch.tensor([int(word) for word in lines.pop("officers").split()])
     pairs = torch.tensor([(int(a), int(b)) for a, others in lines.items() for b in others.split()]).T
@@ -266,7 +275,9 @@ def checked(
         ends = f"{edges[0, first]} and {edges[1, first]}"
         raise UsageError(f"{where}: edge {first} joins {ends}, in a graph of {size} nodes (0 to {size - 1})")
     if len(names) != size or len(classes) <= label.max(initial=-1):
-        raise UsageError(f"{where}: {len(names)} names and {len(classes)} classes do not fit {size} nodes and the labels")
+        raise UsageError(
+            f"{where}: {len(names)} names and {len(classes)} classes do not fit {size} nodes and the labels"
+        )
     if not (label >= 0).any():
         raise UsageError(f"{where}: no node has a label")
     for split, nodes in splits.items():
@@ -284,8 +295,8 @@ def checked(
 
 
 def read_planetoid(root: Path, name: str) -> GraphArrays:
-    """A citation network of Planetoid's eight files: allx holds the papers of known and of unknown label, the first of them
-    x; tx those of the test, whose numbers in the graph are test.index."""
+    """A citation network of Planetoid's eight files: allx holds the papers of known and of unknown label, the first of
+    them x; tx those of the test, whose numbers in the graph are test.index."""
     x, tx, allx, y, ty, ally, graph = (
         read_pickle(root / f"ind.{name}.{part}") for part in ("x", "tx", "allx", "y", "ty", "ally", "graph")
     )
@@ -301,7 +312,9 @@ def read_planetoid(root: Path, name: str) -> GraphArrays:
         pairs = {(a, b) for a, others in graph.items() for b in others}
         edges = np.array(sorted(pairs | {(b, a) for a, b in pairs}), dtype=np.int64).reshape(-1, 2).T
     except (ValueError, IndexError, TypeError, AttributeError, OverflowError, MemoryError) as error:
-        raise RefusedError(f"{where}.*: not Planetoid's files: {error}", hint="delete them and get them again") from error
+        raise RefusedError(
+            f"{where}.*: not Planetoid's files: {error}", hint="delete them and get them again"
+        ) from error
     label = np.where(onehot.any(1), onehot.argmax(1), -1)
     train = np.arange(len(x))
     validation = np.arange(len(x), min(len(x) + PLANETOID_VALIDATION, len(allx)))
@@ -326,11 +339,11 @@ def read_pickle(path: Path) -> Any:
             if any(type(node) is not int for key, others in record.items for node in (key, *others)):
                 raise ValueError("a node in it is not a whole number")
             return dict(record.items)
-        return _sparse(record.state) if record.name.startswith("scipy.sparse") else array(record, ("i4", "i8", "f4", "f8"))
+        return (
+            _sparse(record.state) if record.name.startswith("scipy.sparse") else array(record, ("i4", "i8", "f4", "f8"))
+        )
     except Exception as error:  # whatever hostile or damaged instructions run into, the file is refused
-        raise RefusedError(
-            f"{path}: not a file of Planetoid's: {error}", hint="delete it and get it again"
-        ) from error
+        raise RefusedError(f"{path}: not a file of Planetoid's: {error}", hint="delete it and get it again") from error
 
 
 def _there(path: Path) -> Path:

@@ -7,8 +7,8 @@ What apt knows of every package becomes a set for classifying nodes, built on th
     features  which words of at least three letters stand in the package's short description; only words that do in at
               least five packages, and no function words
     split     20 packages a class to train on, 500 to choose by, 1,000 to test on, drawn by counter-based randomness
-The archive moves, so the counts do: with Debian 12 of July 2026 it has 4,672 nodes, 5,792 pairs and 959 words, and 91 % of
-the pairs lie within a class. Imports no torch.
+The archive moves, so the counts do: with Debian 12's lists of 2026 it has 4,672 nodes, 5,791 pairs and 960 words, and
+91 % of the pairs lie within a class. Imports no torch.
 """
 
 import lzma
@@ -94,7 +94,7 @@ def records(lines: Iterable[str]) -> Iterator[dict[str, str]]:
             record, field = {}, ""
         elif line[0] in " \t":
             if field:
-                record[field] += line
+                record[field] += "\n" + line
         else:
             field, _, value = line.partition(":")
             record[field] = value.strip()

@@ -1,7 +1,7 @@
-"""Recipes of the graph convolutional network: the club in the package, Debian's packages, the paper's citation networks.
+"""Recipes of the graph convolutional network: the club in the package, Debian's packages, the citation networks.
 
-A step is an epoch, as in the paper: messages pass over the whole graph, and the loss is over all labelled nodes. Adam at
-0.01 for 200 epochs, 16 hidden units, dropout 0.5, and lambda = 5e-4 on the first layer's weights alone
+A step is an epoch, as in the paper: messages pass over the whole graph, and the loss is over all labelled nodes. Adam
+at 0.01 for 200 epochs, 16 hidden units, dropout 0.5, and lambda = 5e-4 on the first layer's weights alone
 (`task.first_decay`), where the authors have it. The weights kept are those that do best on the validation nodes; the
 authors stop after ten epochs without a better validation loss. For graphs too large to pass over: --data.fanout 10 10.
 """
@@ -65,7 +65,7 @@ def packages() -> Recipe:
 
 
 def karate() -> Recipe:
-    """The karate club, of whose members only the instructor and the president are labelled: the quick start. TO-FILL."""
+    """The karate club, of whose members only the instructor and president are labelled: the quick start. TO-FILL."""
     return dataclasses.replace(
         cora(),
         name="gcn.karate",

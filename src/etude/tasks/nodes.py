@@ -24,11 +24,11 @@ DRAWN = 2000
 
 @dataclass(frozen=True)
 class ClassifyNodes(Task):
-    """Single-label classification of nodes. Batches hold "x", "edges", and the rows "target" of x with their "label"."""
+    """Single-label classification of nodes. Batches hold "x", "edges", and the rows "target" of x with "label"."""
 
     first_decay: float = 0.0
-    """lambda of lambda / 2 |W0|^2 in the loss, W0 being the first layer's weights: where GCN's authors have their weight
-    decay. `optim.weight_decay` decays all layers."""
+    """lambda of lambda / 2 |W0|^2 in the loss, W0 being the first layer's weights: where GCN's authors have their
+    weight decay. `optim.weight_decay` decays all layers."""
 
     measure: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from etude import catalog
-from etude.verify import golden
+from etude.verify import golden, graph
 from etude.weights import load_weights
 
 GOLDEN = {
@@ -64,6 +64,8 @@ def checks(size: str) -> Iterator[Check]:
         yield from golden_checks(size)
     if size == "mlp":
         yield mlp_formula()
+    if size in graph.FORMULAS:
+        yield from (Check(size, *found, graph.BOUND) for found in graph.errors(size))
 
 
 def golden_checks(size: str) -> Iterator[Check]:

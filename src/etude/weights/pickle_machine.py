@@ -420,8 +420,8 @@ def put(target: Any, items: list, *kinds: tuple[type, Callable]) -> None:
 
 
 def array(record: Any, types: tuple[str, ...]) -> NDArray[Any]:
-    """The numpy array that a record of numpy's own pickles describes: `_reconstruct` of nothing, then its shape, type and
-    bytes. ValueError where it is of none of `types`, such as "u1", or anything else."""
+    """The numpy array that a record of numpy's own pickles describes: `_reconstruct` of nothing, then its shape, type
+    and bytes. ValueError where it is of none of `types`, such as "u1", or anything else."""
     if not isinstance(record, Inert):
         raise ValueError(f"a {type(record).__name__} stands for an array")
     if record.name not in ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct") or record.items:
@@ -429,7 +429,9 @@ def array(record: Any, types: tuple[str, ...]) -> NDArray[Any]:
     _, shape, dtype, fortran, data = record.state
     known = isinstance(dtype, Inert) and dtype.name == "numpy.dtype" and len(dtype.args) == 3
     if not known or dtype.args not in [(kind, *flags) for kind in types for flags in ((0, 1), (False, True))]:
-        raise ValueError(f"an array of another type than {' or '.join(str(np.dtype(kind)) for kind in types)} is not allowed")
+        raise ValueError(
+            f"an array of another type than {' or '.join(str(np.dtype(kind)) for kind in types)} is not allowed"
+        )
     if isinstance(dtype.state, tuple) and dtype.state[1] == ">":
         raise ValueError("an array in it is stored with its largest bytes first")
     raw = bytearray(data if isinstance(data, bytes) else data.encode("latin1"))

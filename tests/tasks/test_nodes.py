@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.decomposition import PCA
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
 from torch import nn
 
 from etude import catalog
 from etude.data.graphs import Graph
 from etude.errors import UsageError
-from etude.tasks.nodes import ClassifyNodes, NodeClass, plane
+from etude.tasks.nodes import ClassifyNodes, NodeClass
 
 
 class Layer(nn.Module):
@@ -78,17 +77,6 @@ def test_measures_equal_scikit_learn():
     assert not model.convs[-1]._forward_pre_hooks
     rows = sorted((float(k), *map(float, row)) for k, row in zip(label, logits))
     np.testing.assert_allclose(measured["hidden"], rows, rtol=1e-6)
-
-
-def test_the_plane_is_that_of_principal_components():
-    points = np.random.default_rng(0).standard_normal((40, 5)) * [3, 2, 1, 0.5, 0.1]
-    flat, shares = plane(points)
-    peer = PCA(2).fit(points)
-    np.testing.assert_allclose(np.abs(flat), np.abs(peer.transform(points)), rtol=1e-8)
-    np.testing.assert_allclose(shares, peer.explained_variance_ratio_, rtol=1e-10)
-    np.testing.assert_allclose(plane(-points)[0], -flat)
-    assert plane(points[:, :1])[0].shape == (40, 2) and not plane(points[:, :1])[0][:, 1].any()
-    assert not plane(np.ones((3, 2)))[0].any()
 
 
 def test_figures_show_the_embedding_and_the_matrix():

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
@@ -16,10 +15,13 @@ from etude.data.base import Batch, Data, Dataset
 from etude.errors import UsageError
 from etude.tasks.base import Block, LossLogs, Task
 from etude.tasks.classify import draw_bars
+from etude.tasks.embedding import plane, tsne
 from etude.tasks.metrics import Confusion, Curve, Mean, Metric
 
 DRAWN = 2000
 """Nodes of a split whose embedding is kept and drawn."""
+NEIGHBOURLY = 600
+"""Of them, those that t-SNE draws."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,13 @@ class ClassifyNodes(Task):
         """The nodes as the last layer sees them, in two dimensions, and the confusion matrix."""
         classes = dataset.facts["classes"]
         rows = np.array(measured["hidden"].value(), dtype=np.float64)
-        flat, shares = plane(rows[:, 1:])
+        if split == "test" and "validation" in dataset.sizes:  # once, at the end: it takes a second
+            rows = rows[:: -(-len(rows) // NEIGHBOURLY)]
+            flat, x, y = tsne(rows[:, 1:]), "t-SNE of the last hidden layer", ""
+        else:
+            flat, (first, second) = plane(rows[:, 1:])
+            x = f"first principal component of the last hidden layer ({first:.0%} of its variance)"
+            y = f"second ({second:.0%})"
         series = {
             name: np.round(flat[rows[:, 0] == label], 4).tolist()
             for label, name in enumerate(classes)
@@ -100,8 +108,8 @@ class ClassifyNodes(Task):
                 "kind": "scatter",
                 "title": f"Embedding of the nodes, {split}",
                 "series": series,
-                "x": f"first principal component of the last hidden layer ({shares[0]:.0%} of its variance)",
-                "y": f"second ({shares[1]:.0%})",
+                "x": x,
+                "y": y,
             },
             {
                 "kind": "matrix",
@@ -128,19 +136,6 @@ class ClassifyNodes(Task):
 def _layers(model: Any) -> Any:
     """The layers of a graph network, which it calls `convs`."""
     return model.convs
-
-
-def plane(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], tuple[float, float]]:
-    """Principal components: (n, d) -> (n, 2), and the shares of the variance that the two have. Of the two signs of a
-    component the one that makes its largest weight positive."""
-    centred = points - points.mean(0)
-    _, singular, components = np.linalg.svd(centred, full_matrices=False)
-    components = np.pad(components[:2], ((0, 2 - len(components[:2])), (0, 0)))
-    largest = np.take_along_axis(components, np.abs(components).argmax(1)[:, None], 1)
-    variance = np.pad(singular**2, (0, 2))
-    total = max(variance.sum(), 1e-300)
-    shares = (float(variance[0] / total), float(variance[1] / total))
-    return centred @ (components * np.where(largest < 0, -1.0, 1.0)).T, shares
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,16 @@ SYSTEMS = (
         studies=("mlp.activations", "mlp.initialisation", "mlp.function"),
     ),
     System(
+        name="cnn",
+        title="Convolutional network",
+        paper="LeCun et al. 1998",
+        module="etude.vision.cnn",
+        sizes=("cnn",),
+        layouts=(),
+        recipes=("cnn.fashion",),
+        summary="Convolution, activation and pooling in turn, then fully connected layers",
+    ),
+    System(
         name="gcn",
         title="Graph convolutional network",
         paper="1609.02907",
@@ -73,6 +83,7 @@ SYSTEMS = (
         layouts=("torchvision",),
         recipes=("resnet.digits", "resnet.fashion", "resnet.mnist", "resnet.cifar10", "resnet.imagenet"),
         summary="Residual blocks: networks of over a hundred layers that train",
+        studies=("resnet.regularisation",),
     ),
     System(
         name="mobilenet",

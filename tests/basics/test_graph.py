@@ -297,3 +297,26 @@ def test_bad_weights_are_named(monkeypatch):
         ours("gat")(x, edges, torch.ones(edges.shape[1]).double())
     with pytest.raises(ValueError, match=r"edge_weight has the shape \(3,\), for 68 edges"):
         ours("gcn")(x, edges, torch.ones(3).double())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["gcn", "gat"])
+def test_equal_on_a_gpu(name):
+    """Outputs and gradients are those of the CPU."""
+    found = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        model = ours(name).to(device)
+        x = (
+            torch.randn(NODES, FEATURES, generator=torch.Generator().manual_seed(1))
+            .double()
+            .to(device)
+            .requires_grad_()
+        )
+        output = model(x, multigraph().to(device))
+        output.square().sum().backward()
+        leaves = [x, *model.parameters()]
+        found.append([output.detach().cpu(), *(leaf.grad.cpu() for leaf in leaves if leaf.grad is not None)])
+    for here, there in zip(*found):
+        torch.testing.assert_close(there, here, rtol=1e-10, atol=1e-10)

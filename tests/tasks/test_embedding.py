@@ -28,7 +28,7 @@ def test_affinities_have_the_perplexity():
     squares = ((points[:, None] - points[None]) ** 2).sum(2)
     conditional = np.zeros_like(p)
     for i in range(60):
-        low, high = 1e-4, 50.0
+        low, high, row = 1e-4, 50.0, squares[i]
         for _ in range(200):
             beta = (low * high) ** 0.5
             row = np.exp(-beta * squares[i])
@@ -42,7 +42,7 @@ def test_affinities_have_the_perplexity():
 
 def test_neighbours_stay_neighbours():
     """As well as scikit-learn's, which takes more steps; far better than principal components."""
-    points = load_digits().data[:300].astype(np.float64)
+    points = np.asarray(load_digits(return_X_y=True)[0])[:300].astype(np.float64)
     drawn = tsne(points)
     ours = trustworthiness(points, drawn)
     peer = trustworthiness(points, TSNE(2, init="pca", random_state=0, method="exact").fit_transform(points))

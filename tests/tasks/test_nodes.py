@@ -12,7 +12,10 @@ from torch import nn
 
 from etude import catalog
 from etude.data.graphs import Graph
+from etude.engine.parallel import World
+from etude.engine.trainer import Trainer
 from etude.errors import UsageError
+from etude.recipes import find_recipe
 from etude.tasks.nodes import ClassifyNodes, NodeClass
 
 
@@ -103,6 +106,13 @@ def test_a_model_that_does_not_fit_is_refused():
     ClassifyNodes().check(catalog.model("gat", in_features=34, num_classes=2), dataset)
     with pytest.raises(UsageError, match="first_decay is -1"):
         ClassifyNodes(first_decay=-1.0)
+
+
+def test_batches_are_not_cut():
+    """Messages pass between all nodes of a batch: accumulation over parts of it is refused, in words."""
+    recipe = find_recipe("gcn.karate").with_(accumulate=2)
+    with pytest.raises(UsageError, match=r"a batch of gcn\.karate cannot be computed in parts"):
+        Trainer(recipe, None, world=World(torch.device("cpu")), quiet=True)
 
 
 def test_answers_to_names_and_numbers(tmp_path):

@@ -11,7 +11,8 @@ from etude.data import order
 from etude.errors import UsageError
 
 Batch = dict[str, Tensor]
-"""Named tensors whose first dimension is the sample. "index" names the samples, for reports of what went wrong."""
+"""Named tensors whose first dimension is the sample, where the data set is `divisible`. "index" names the samples, for
+reports of what went wrong."""
 
 
 @dataclass(frozen=True)

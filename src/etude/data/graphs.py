@@ -169,6 +169,8 @@ class Sampler:
         place[first] = np.arange(len(first))
         nodes, edges, frontier = [first], [], first
         for count in fanout:
+            if not len(frontier):
+                break
             source, into = self._neighbours(frontier, count, seed, epoch)
             found = np.unique(source)
             frontier = found[place[found] < 0]

@@ -68,8 +68,9 @@ def packages() -> Recipe:
 
 
 def karate() -> Recipe:
-    """The karate club, of whose members only instructor and president are labelled: the quick start. 31 of the other
-    32 right (seed 0) in 1 s."""
+    """The karate club, of whose members only instructor and president are labelled: the quick start.
+
+    31 of the other 32 right (seed 0) in 1 s."""
     return dataclasses.replace(
         cora(),
         name="gcn.karate",

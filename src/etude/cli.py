@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -24,8 +25,6 @@ from etude.errors import EtudeError, Interrupted, UsageError, nearest
 
 if TYPE_CHECKING:
     from etude.engine.recipe import Recipe
-
-IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -294,31 +293,40 @@ def eval_(arguments: list[str]) -> int:
 
 
 def predict(arguments: list[str]) -> int:
-    """What a run makes of pictures: files, folders, or samples of its own test split."""
+    """What a run makes of its inputs (pictures, texts, ...), or of samples of its own test split.
+
+    The flags that a run's task adds: etude predict RUN --help.
+    """
     parser = _parser("predict")
     parser.add_argument("run", help="the run directory")
-    parser.add_argument("inputs", nargs="*", help="files or folders")
+    parser.add_argument("inputs", nargs="*", help="files or folders of pictures, texts, ...: what the run's data takes")
     parser.add_argument("--samples", type=int, default=0, help="take this many samples of the test split instead")
-    parser.add_argument("--save", metavar="DIR", default=None, help="write a picture of each answer")
+    parser.add_argument("--save", metavar="DIR", default=None, help="write each answer to a file there")
     parser.add_argument("--device", default="auto")
-    options = parser.parse_args(arguments)
+    choices = _ask_flags(parser, next((word for word in arguments if not word.startswith("-")), ""))
+    options = parser.parse_intermixed_args(arguments)
     if options.samples < 0 or bool(options.inputs) == bool(options.samples):
-        raise UsageError("etude predict takes files or folders, or --samples N", hint="etude predict --help")
+        raise UsageError("etude predict takes inputs, or --samples N", hint="etude predict --help")
     import etude
 
     run = etude.open(options.run)
-    inputs = _inputs(options.inputs) if options.inputs else _samples(run, options.samples)
+    if options.inputs:
+        inputs = run.recipe.data.read(options.inputs)
+    else:
+        inputs = run.recipe.data.open().samples("test", options.samples)
+    asked = {name: getattr(options, name) for name in choices if getattr(options, name) is not None}
     results, errors = [], []
     for name, raw in inputs:
         try:
-            results.append((name, run.predict(raw, device=options.device)))
+            results.append((name, run.predict(raw, device=options.device, **asked)))
         except UsageError as error:
             errors.append((name, error))
     if options.save:
         folder = Path(options.save)
         folder.mkdir(parents=True, exist_ok=True)
         for i, (name, result) in enumerate(results):
-            result.save(folder / f"{i:04d}-{Path(name).stem}.png")
+            stem = re.sub(r"[^\w.-]+", "_", Path(name).stem)[:40]
+            result.save(folder / f"{i:04d}-{stem}{result.suffix}")
     if options.json:
         said = [result.json() | {"input": name} for name, result in results]
         _json(
@@ -331,30 +339,32 @@ def predict(arguments: list[str]) -> int:
     return 2 if errors else 0
 
 
-def _inputs(paths: list[str]) -> list[tuple[str, Any]]:
-    """Files as they are named, folders as the pictures in them; a missing one is an error before anything is done."""
-    found: list[tuple[str, Any]] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES)
-            if not inside:
-                raise UsageError(f"the folder {path} holds no pictures ({', '.join(sorted(IMAGES))})")
-            found += [(str(p), p) for p in inside]
-        elif path.is_file():
-            found.append((str(path), path))
+def _ask_flags(parser: _Parser, place: str) -> list[str]:
+    """Add a flag for each field of what the run's task lets one choose (`Task.ask`); returns their names."""
+    if not (Path(place) / "recipe.json").is_file():
+        return []
+    import dataclasses
+    import typing
+
+    import etude
+
+    ask = etude.open(place).recipe.task.ask
+    kinds, names = typing.get_type_hints(ask), []
+    for field in dataclasses.fields(ask):
+        kind = kinds[field.name]
+        plain = [k for k in typing.get_args(kind) if k is not type(None)] or [kind]
+        told: dict[str, Any] = {"default": None, "help": f"default {field.default}"}
+        if kind is bool:
+            told["action"] = argparse.BooleanOptionalAction
+        elif typing.get_origin(kind) is typing.Literal:
+            told["choices"] = typing.get_args(kind)
+        elif typing.get_origin(kind) is tuple:
+            told |= {"type": plain[0], "nargs": len(plain)}
         else:
-            raise UsageError(f"there is no file {path}")
-    return found
-
-
-def _samples(run: Any, count: int) -> list[tuple[str, Any]]:
-    dataset = run.recipe.data.open()
-    count = min(count, dataset.sizes["test"])
-    indices = [i * dataset.sizes["test"] // count for i in range(count)]
-    batch = dataset.fetch("test", indices)
-    classes = dataset.facts["classes"]
-    named = [f"test sample {i}, truly {classes[int(label)]}" for i, label in zip(indices, batch["label"])]
-    return list(zip(named, batch["image"]))
+            told["type"] = plain[0]
+        parser.add_argument(f"--{field.name.replace('_', '-')}", **told)
+        names.append(field.name)
+    return names
 
 
 def report(arguments: list[str]) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from etude.data.augment import Augment
 from etude.data.base import Batch, Data, Dataset
 from etude.data.sources import ImageArrays, ImageFiles, source
 from etude.errors import UsageError
+
+PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+"""Endings of the files that are taken from a folder."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,22 @@ class Images(Data):
         else:
             image = decode.evaluation_crop(image, self.side)
         return decode.to_tensor(image)
+
+    def read(self, words: Sequence[str]) -> list[tuple[str, Path]]:
+        """Files as they are named, folders as the pictures in them; a missing one is an error before anything is
+        done."""
+        found: list[tuple[str, Path]] = []
+        for path in map(Path, words):
+            if path.is_dir():
+                inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES)
+                if not inside:
+                    raise UsageError(f"the folder {path} holds no pictures ({', '.join(sorted(PICTURES))})")
+                found += [(str(p), p) for p in inside]
+            elif path.is_file():
+                found.append((str(path), path))
+            else:
+                raise UsageError(f"there is no file {path}")
+        return found
 
     def collate(self, samples: list[Tensor]) -> Batch:
         """uint8 pictures -> {"image": (B, C, H, W) float32, normalised}."""
@@ -136,6 +156,15 @@ class ImageDataset(Dataset):
         return torch.stack(
             [files.decode(row, side, crop, channels=channels) for row, crop in zip(rows.tolist(), crops)]
         )
+
+    def samples(self, split: str, count: int) -> list[tuple[str, Tensor]]:
+        """Pictures as they are before normalisation, named with their true class."""
+        count = min(count, self.sizes[split])
+        indices = [i * self.sizes[split] // count for i in range(count)]
+        batch = self.fetch(split, indices)
+        classes = self.facts["classes"]
+        names = [f"{split} sample {i}, truly {classes[int(label)]}" for i, label in zip(indices, batch["label"])]
+        return list(zip(names, batch["image"]))
 
     def finish(self, batch: Batch, *, seed: int = 0) -> Batch:
         """Augment (training batches), normalise, mix."""

@@ -1,10 +1,12 @@
 """`Run`: a directory, and the verbs that work on it after training, wherever it has been moved."""
 
+import dataclasses
 import datetime
 import json
 import platform
 import shlex
 import sys
+import typing
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,8 @@ from etude.engine import checkpoint
 from etude.engine.evaluate import measure, numbers
 from etude.engine.parallel import World
 from etude.engine.precision import Resolved, autocast, computes_bf16, pick_device
-from etude.engine.recipe import Recipe
-from etude.errors import MissingError, RefusedError, UsageError
+from etude.engine.recipe import Recipe, check
+from etude.errors import MissingError, RefusedError, UsageError, nearest
 
 
 def version() -> str:
@@ -176,12 +178,21 @@ class Run:
         usable = trained == "fp32" or (trained == "bf16" and computes_bf16(device)) or device.type == "cuda"
         return trained if usable else "fp32"
 
-    def predict(self, *inputs: Any, device: str = "auto") -> Any:
-        """Answers to raw inputs (pictures: paths, bytes, PIL images, arrays, tensors): a Result, or a list of them."""
+    def predict(self, *inputs: Any, device: str = "auto", **ask: Any) -> Any:
+        """Answers to raw inputs, as the run's data takes them (pictures: paths, bytes, PIL images, arrays, tensors): a
+        Result, or a list of them. `ask`: what the task lets one choose, e.g. `length=200` of a language model."""
+        task = self.recipe.task
+        kinds = typing.get_type_hints(task.ask)
+        names = [field.name for field in dataclasses.fields(task.ask)]
+        for name in ask:
+            if name not in names:
+                known = nearest(name, names) or (f"one of {', '.join(names)}" if names else "it leaves no choice")
+                raise UsageError(f"predict of {self.recipe.name} has no {name!r}", hint=known)
+        asked = task.ask(**{name: check(value, kinds[name], name) for name, value in ask.items()})
         model = self.model(device)
         place = next(model.parameters()).device
         with torch.no_grad(), autocast(self.precision(place), place):
-            results = self.recipe.task.predict(model, list(inputs), self.recipe.data, self.facts)
+            results = task.predict(model, list(inputs), self.recipe.data, self.facts, asked)
         return results[0] if len(inputs) == 1 else results
 
     def evaluate(self, split: str = "test", *, device: str = "auto", data_path: str | None = None) -> dict[str, float]:

@@ -118,7 +118,9 @@ class Classify(Task):
         return blocks
 
     @torch.no_grad()
-    def predict(self, model: nn.Module, inputs: list[Any], data: Data, facts: dict[str, Any]) -> list["Classification"]:
+    def predict(
+        self, model: nn.Module, inputs: list[Any], data: Data, facts: dict[str, Any], ask: Any = None
+    ) -> list["Classification"]:
         """Each input's class and the probability of all classes. Inputs: paths, bytes, PIL images, arrays, tensors."""
         device = next(model.parameters()).device
         results = []
@@ -137,6 +139,7 @@ class Classify(Task):
 class Classification:
     """What a picture was taken for."""
 
+    suffix: ClassVar[str] = ".png"
     probabilities: list[float]
     classes: tuple[str, ...]
     image: Tensor = field(repr=False)

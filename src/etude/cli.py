@@ -132,7 +132,6 @@ def train(arguments: list[str]) -> int:
     name = arguments[0]
     if name not in names:
         raise UsageError(f"unknown recipe {name!r}", hint=nearest(name, names) or "etude list")
-    from etude.data.images import Images
     from etude.engine import fit
     from etude.recipes import find
 
@@ -140,7 +139,7 @@ def train(arguments: list[str]) -> int:
     if options.dry_run:
         result = fit.dry_run(recipe, device=options.device, workers=options.workers)
         return _trained(result | {"dry_run": True}, None, options.json)
-    if isinstance(recipe.data, Images) and recipe.data.path:  # to be resumed and evaluated from anywhere
+    if getattr(recipe.data, "path", ""):  # to be resumed and evaluated from anywhere
         recipe = recipe.with_(**{"data.path": str(Path(recipe.data.path).expanduser().absolute())})
     run = fit.train(recipe, run=options.run, device=options.device, workers=options.workers, quiet=options.quiet)
     return _trained(run.result, run.path, options.json)

@@ -80,7 +80,8 @@ def unpack(index: Path, content: Path) -> list[bytes]:
 
 def plain(markup: str) -> str:
     """OSIS -> its text: no notes, a line a paragraph, title or line of verse, single spaces."""
-    text = _BREAK.sub("\n", _NOTE.sub(" ", markup))  # the space that follows a word stands before its note's end
+    text = _NOTE.sub(" ", " ".join(markup.split()))  # the space after a word stands inside the note that follows it
+    text = _BREAK.sub("\n", text)
     text = html.unescape(_TAG.sub("", text))
     lines = (_BEFORE_MARK.sub("", " ".join(line.split())) for line in text.split("\n"))
     return "\n".join(line for line in lines if line)

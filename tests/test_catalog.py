@@ -16,7 +16,7 @@ from etude.errors import UsageError
 @pytest.mark.parametrize("row", catalog.SYSTEMS, ids=lambda row: row.name)
 def test_rows_agree_with_their_modules(row):
     module: Any = importlib.import_module(row.module)
-    assert list(row.sizes) == list(module.sizes)
+    assert [size for other in catalog.SYSTEMS if other.module == row.module for size in other.sizes] == [*module.sizes]
     assert list(row.layouts) == list(module.RENAME)
     assert all(recipe.startswith(f"{row.name}.") for recipe in row.recipes)
 
@@ -24,13 +24,13 @@ def test_rows_agree_with_their_modules(row):
 def test_names_are_unique():
     names = [name for row in catalog.SYSTEMS for name in {row.name, *row.sizes}]
     assert len(names) == len(set(names))
-    assert len(catalog.recipes()) == len(set(catalog.recipes())) == 9
+    assert len(catalog.recipes()) == len(set(catalog.recipes()))
 
 
 @pytest.mark.parametrize("size", [size for row in catalog.SYSTEMS for size in row.sizes])
 def test_every_size_builds(size):
     with torch.device("meta"):
-        assert isinstance(catalog.model(size, num_classes=3), nn.Module)
+        assert isinstance(catalog.model(size), nn.Module)
 
 
 def test_overrides():

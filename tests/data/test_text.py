@@ -26,7 +26,9 @@ GENESIS = (
     'earth.<div eID="gen2" type="x-p"/> <div sID="gen3" type="x-p"/><div type="x-milestone" subType="x-preverse" '
     'sID="pv1"/>The earth\nwas <q marker=""/>formless.<div eID="gen3" type="x-p"/>'
 )
-PSALM = '<l level="1" sID="l1"/>Blessed is the man<l eID="l1" level="1"/> <l level="2" sID="l2"/>who walks;<l eID="l2"/>'
+PSALM = (
+    '<l level="1" sID="l1"/>Blessed is the man<l eID="l1" level="1"/> <l level="2" sID="l2"/>who walks;<l eID="l2"/>'
+)
 PLAIN = (
     "Genesis\nIn the beginning, God created heavens, & the earth.\nThe earth was formless.\n\n"
     "Blessed is the man\nwho walks;\nand rejoices.\n\nThe book of Matthew.\n"
@@ -228,6 +230,11 @@ def test_vocabularies_read_what_they_wrote(text):
         assert vocabulary.encode(text).max() < len(vocabulary)
 
 
+def test_a_limit_takes_the_beginning(tmp_path: Path):
+    data = opened(tmp_path / "x.txt", "ab" * 100 + "z" * 800, length=8, limit=200, test=0.1)
+    assert data.vocabulary.characters == "ab" and sum(data.facts["characters"].values()) == 200
+
+
 def test_unknown_characters_are_named():
     with pytest.raises(UsageError, match="the text holds 'xž', which the training text does not") as caught:
         Vocabulary("abc").encode("axžxb")
@@ -291,7 +298,9 @@ def test_places_that_hold_no_text(tmp_path: Path):
         Text(source="shakespeare").load()
 
 
-@pytest.mark.parametrize("changes", [{"length": 0}, {"context": -1}, {"test": 0.0}, {"validation": 0.6, "test": 0.5}])
+@pytest.mark.parametrize(
+    "changes", [{"length": 0}, {"context": -1}, {"limit": -5}, {"test": 0.0}, {"validation": 0.6, "test": 0.5}]
+)
 def test_settings_that_leave_nothing(changes):
     with pytest.raises(UsageError):
         Text(**changes)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def test_loss_is_the_mean_over_next_tokens(dataset):
     batch = dataset.batch(seed=0, step=0, batch_size=3)
     loss, logs = LanguageModel().loss(model, batch)
     table, tokens = model.table.detach().log_softmax(1), batch["tokens"]
-    expected = -np.mean([table[a, b].item() for row in tokens for a, b in zip(row, row[1:])])
+    expected = -np.mean([table[a, b].item() for row in tokens for a, b in pairwise(row)])
     assert loss.item() == pytest.approx(expected, rel=1e-5) and logs["loss"] is loss
 
 

@@ -107,10 +107,10 @@ class RecurrentLM(nn.Module):
 
     def forward(self, ids: Int[Tensor, "B T"], state: State | None = None) -> tuple[Float[Tensor, "B T V"], State]:
         x = self.dropout(self.embedding(ids))
-        h, state = self.recurrent(x, state)
+        h, after = self.recurrent(x, state)
         h = self.dropout(h)
         logits = self.head(h, self.embedding.weight) if isinstance(self.head, TiedHead) else self.head(h)
-        return logits, state
+        return logits, after
 
 
 def example(config: Config) -> tuple[Tensor, ...]:

@@ -192,7 +192,7 @@ REMOTES: dict[str, Remote] = {
         by_hand="ImageNet may only be downloaded by registered users: sign up at https://image-net.org/download.php, "
         "get the ILSVRC2012 training and validation archives and unpack them to DIR/train and DIR/val"
     ),
-    # sha256: measured from version 426.0-1 of the package. ebible.org and crosswire.org serve newer texts under one name.
+    # sha256: measured from version 426.0-1 of the package. The official pages serve newer texts under the same names.
     "bible": Remote(
         debian=Debian(
             package="sword-text-web",

@@ -19,7 +19,7 @@ from etude.data.base import Batch, Data, Dataset
 from etude.errors import MissingError, UsageError
 
 UNKNOWN = "\ufffd"
-"""Stands for characters of held-out parts that the training part does not have; only there, and only if there are any."""
+"""Stands for those characters of held-out parts that the training part does not have, if there are any."""
 SAMPLE = 120
 """Characters of a sample of a split, as `predict` continues it."""
 
@@ -81,10 +81,15 @@ class Text(Data):
     """The share of the text before the test part on which the best weights are chosen."""
     test: float = 0.05
     """The share at the end of the text."""
+    limit: int = 0
+    """Characters taken from the text's beginning, for short runs; 0 takes all."""
 
     def __post_init__(self) -> None:
-        if self.length < 1 or self.context < 0:
-            raise UsageError(f"data.length is {self.length} and data.context {self.context}; they must be positive")
+        if self.length < 1 or self.context < 0 or self.limit < 0:
+            raise UsageError(
+                f"data.length {self.length} must be positive, and data.context {self.context} and data.limit "
+                f"{self.limit} must not be negative"
+            )
         if self.validation < 0 or self.test <= 0 or self.validation + self.test >= 1:
             raise UsageError(
                 f"data.validation {self.validation} and data.test {self.test} must be shares of the text that leave "
@@ -170,6 +175,7 @@ class TextDataset(Dataset):
     def __init__(self, data: Text):
         self.data = data
         text = data.load()
+        text = text[: data.limit or len(text)]
         name = data.path or data.source
         first, last = (round(len(text) * share) for share in (1 - data.validation - data.test, 1 - data.test))
         parts = {"train": text[:first], "validation": text[first:last], "test": text[last:]}

@@ -73,6 +73,7 @@ SYSTEMS = (
         layouts=("torch",),
         recipes=("rnn.bible",),
         summary="A state that each token changes: the simple recurrent language model",
+        studies=("rnn.clipping",),
     ),
     System(
         name="lstm",

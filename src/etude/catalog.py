@@ -45,6 +45,16 @@ SYSTEMS = (
         studies=("mlp.activations", "mlp.initialisation", "mlp.function"),
     ),
     System(
+        name="cnn",
+        title="Convolutional network",
+        paper="LeCun et al. 1998",
+        module="etude.vision.cnn",
+        sizes=("cnn",),
+        layouts=(),
+        recipes=("cnn.fashion",),
+        summary="Convolution, activation and pooling in turn, then fully connected layers",
+    ),
+    System(
         name="resnet",
         title="ResNet",
         paper="1512.03385",

@@ -17,6 +17,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, make_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -145,7 +146,12 @@ def train(arguments: list[str]) -> int:
     from etude.recipes import find
 
     found = find(name)
-    recipe, options = _recipe_flags(found.base if isinstance(found, Study) else found, name, arguments[1:])
+    base = found.base if isinstance(found, Study) else found
+    if teacher := _word_after("--teacher", arguments):
+        from etude.compress.distill import distill
+
+        base = distill(base, teacher)
+    recipe, options = _recipe_flags(base, name, arguments[1:])
     if path := getattr(recipe.data, "path", ""):  # to be resumed and evaluated from anywhere
         recipe = recipe.with_(**{"data.path": str(Path(path).expanduser().absolute())})
     if isinstance(found, Study):
@@ -157,6 +163,16 @@ def train(arguments: list[str]) -> int:
         return _trained(result | {"dry_run": True}, None, options.json)
     run = fit.train(recipe, run=options.run, device=options.device, workers=options.workers, quiet=options.quiet)
     return _trained(run.result, run.path, options.json)
+
+
+def _word_after(flag: str, arguments: list[str]) -> str:
+    """The value of a flag that decides which other flags there are; "" where it is not given."""
+    for word, following in pairwise([*arguments, ""]):
+        if word == flag:
+            return following
+        if word.startswith((f"{flag}=", f"{flag.lstrip('-')}=")):
+            return word.partition("=")[2]
+    return ""
 
 
 def _find_lr(recipe: Recipe, options: _Options) -> int:
@@ -230,6 +246,8 @@ class _Options:
     """Threads that prepare batches; results do not depend on it."""
     dry_run: bool = False
     """Build everything, take two steps, write nothing."""
+    teacher: str | None = None
+    """A trained classifier's run to learn from as well (knowledge distillation): --task.alpha, --task.temperature."""
     find_lr: bool = False
     """Do not train: take a hundred steps at growing rates, draw the curve and suggest one."""
     quiet: bool = False

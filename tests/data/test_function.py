@@ -38,7 +38,8 @@ def test_values(expression, expected):
     "expression",
     [
         "", "x +", "(" * 300, "x; x", "import os", "__import__('os').system('ls')", "x.real", "x[0]", "lambda x: x",
-        "x if x else 1", "x == 1", "'a'", "True", "1j", "sin", "sin(x, x)", "sin()", "sin(*x)", "sin(x=1)", "sen(x)", "y", "open('f')",
+        "x if x else 1", "x == 1", "'a'", "True", "1j", "sin", "sin(x, x)", "sin()", "sin(*x)", "sin(x=1)", "sen(x)",
+        "y", "open('f')",
         "(x := 3)", "[x]", "f'{x}'", "9**9**9**9", "log(x - 1)", "1/(x-x)", "x" * 501, "(" * 300 + "x" + ")" * 300,
     ],
 )  # fmt: skip

@@ -181,16 +181,16 @@ class TextDataset(Dataset):
         parts = {"train": text[:first], "validation": text[first:last], "test": text[last:]}
         if data.validation == 0:
             del parts["validation"]
-        if empty := [split for split, part in parts.items() if not part]:
-            raise UsageError(
-                f"the {empty[0]} part of {name} is empty: the text has {len(text):,} characters",
-                hint=f"a longer text, or a larger share: --data.{empty[0]} 0.2",
-            )
         if len(parts["train"]) < data.length + 1:
             raise UsageError(
                 f"{name} is shorter than a sequence: {len(parts['train']):,} of its {len(text):,} characters are for "
                 f"training, and a sequence takes {data.length + 1:,}",
                 hint=f"--data.length {max(1, len(parts['train']) // 8)}, or a longer text",
+            )
+        if empty := [split for split, part in parts.items() if not part]:
+            raise UsageError(
+                f"the {empty[0]} part of {name} is empty: the text has {len(text):,} characters",
+                hint=f"a longer text, or a larger share: --data.{empty[0]} 0.2",
             )
         self.vocabulary, ids, unknown = _number(parts, data.tokens)
         # a held-out part begins with the token before it, so that its first one is predicted too

@@ -51,7 +51,7 @@ def _deep() -> Recipe:
         name="mlp.deep",
         model=mlp.Config(in_features=64, hidden=(64,) * 20, num_classes=10),
         task=Classify(),
-        optim=Optim("sgd", lr=0.02, momentum=0.9),
+        optim=Optim("sgd", lr=0.005, momentum=0.9),
         schedule=Schedule("constant"),
         steps=600,
         eval_every=50,

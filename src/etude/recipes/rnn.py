@@ -34,7 +34,7 @@ def clipping() -> Study:
         base=Recipe(
             name="rnn.clipping",
             model=rnn.Config(cell="rnn", vocab_size=78, embedding=32, width=128),
-            data=Text(source="bible", length=128, context=64, limit=400_000),
+            data=Text(source="bible", length=128, context=64, validation=0.0, test=0.1, limit=400_000),
             task=LanguageModel(),
             optim=Optim("sgd", lr=0.3, momentum=0.9),
             schedule=Schedule("constant"),
@@ -46,10 +46,10 @@ def clipping() -> Study:
             precision="fp32",
         ),
         variants=(
-            variant("off", clip=None),
-            variant("10", clip=10.0),
-            variant("1", clip=1.0),
-            variant("0.1", clip=0.1),
-            variant("off-lr-0.1", **{"optim.lr": 0.1}),
+            variant("no-clip", clip=None),
+            variant("clip-10", clip=10.0),
+            variant("clip-1", clip=1.0),
+            variant("clip-0.1", clip=0.1),
+            variant("no-clip-lr-0.1", **{"optim.lr": 0.1}),
         ),
     )

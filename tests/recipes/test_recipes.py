@@ -22,8 +22,9 @@ from etude.data.text import Text
 from etude.engine.checkpoint import digest
 from etude.engine.parallel import World
 from etude.engine.recipe import Recipe
+from etude.engine.study import train as train_study
 from etude.engine.trainer import Trainer
-from etude.recipes import find_recipe
+from etude.recipes import find_recipe, find_study
 
 CLASSES, SHOWN = 10, 6
 
@@ -164,3 +165,19 @@ def test_loss_falls(name, tmp_path):
         learner.step = step
         losses.append(learner.take_step(batch)["loss"].item())
     assert min(losses[-3:]) < 0.67 * losses[0]
+
+
+def test_clipping_is_studied(tmp_path):
+    """Every variant trains, and only what is clipped differs from the first step on."""
+    write_ztext(tmp_path)
+    found = find_study("rnn.clipping")
+    size = len(Text(path=str(tmp_path)).open().vocabulary)
+    changes = {"data.path": str(tmp_path), "data.length": 24, "model.vocab_size": size, "model.width": 16}
+    base = found.base.with_(**changes, steps=4, eval_every=4, log_every=1)
+    done = train_study(found.with_base(base), run=tmp_path / "study", quiet=True)
+    outcomes = done.result["variants"]
+    assert list(outcomes) == ["no-clip", "clip-10", "clip-1", "clip-0.1", "no-clip-lr-0.1"]
+    assert all(outcome["state"] == "done" for outcome in outcomes.values())
+    first = [run.metrics[0]["loss"] for run in done.runs.values()]
+    assert len(set(first)) == 1
+    assert outcomes["clip-0.1"]["test"] != outcomes["no-clip"]["test"]

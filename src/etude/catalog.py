@@ -95,6 +95,27 @@ SYSTEMS = (
         recipes=("mobilenet.fashion", "mobilenet.imagenet"),
         summary="Depthwise separable convolutions and inverted residuals, for small devices",
     ),
+    System(
+        name="rnn",
+        title="Recurrent network",
+        paper="Elman 1990",
+        module="etude.basics.rnn",
+        sizes=("rnn",),
+        layouts=("torch",),
+        recipes=("rnn.bible",),
+        summary="A state that each token changes: the simple recurrent language model",
+        studies=("rnn.clipping",),
+    ),
+    System(
+        name="lstm",
+        title="Long short-term memory",
+        paper="Hochreiter & Schmidhuber 1997",
+        module="etude.basics.rnn",
+        sizes=("lstm",),
+        layouts=("torch",),
+        recipes=("lstm.bible",),
+        summary="Gates that keep, forget and show a cell's memory, so that gradients last",
+    ),
 )
 
 

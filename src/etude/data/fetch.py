@@ -28,6 +28,7 @@ from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal, Protocol
 
+from etude.data import sword
 from etude.errors import EtudeError, MissingError, RefusedError, UsageError
 
 Progress = Callable[[str, int, int], None]
@@ -72,6 +73,8 @@ class Remote:
     made: Callable[[str, Path, Progress | None], None] | None = None
     """Called with "official" or "debian", an empty folder and a progress: makes the set there from something that
     changes with time. What its files are is known only then, and kept in the receipt."""
+    convert: Callable[[Path], None] | None = None
+    """Adds to a folder of checked files what is made out of them, e.g. a plain text."""
 
 
 def _packages(way: str, folder: Path, progress: Progress | None) -> None:
@@ -234,6 +237,22 @@ REMOTES: dict[str, Remote] = {
         by_hand="ImageNet may only be downloaded by registered users: sign up at https://image-net.org/download.php, "
         "get the ILSVRC2012 training and validation archives and unpack them to DIR/train and DIR/val"
     ),
+    # sha256: measured from version 426.0-1 of the package. The official pages serve newer texts under the same names.
+    "bible": Remote(
+        debian=Debian(
+            package="sword-text-web",
+            folder="usr/share/sword/modules/texts/ztext/engWEB2015eb",
+            files=(
+                File("nt.bzs", 372, "bec87a360bbc6bfbcd7de513edf928ceebb428dd2baff813aebf521bb0c6cc83"),
+                File("nt.bzv", 82_480, "bb7a522d8323ccd7be462fca4dcd53c06d966c140fe260a6295e05393d259338"),
+                File("nt.bzz", 832_969, "5429389d9331b7a86901a73afa74f32d089cae3d5bd8dfe304b11808714a69ba"),
+                File("ot.bzs", 1_140, "2c16645bb829c05b20f39769e1fa23212743335143833a819f29e412c6def8ce"),
+                File("ot.bzv", 310_270, "dbd3b762b7159c5dd4b535f75b6ab643fb62ae44f4655aff3c5098a955a1ae57"),
+                File("ot.bzz", 3_063_793, "4633066d3872f1a3e600d2d10e667a13cd6c32bf116ca971d3c8f288bc3ea453"),
+            ),
+        ),
+        convert=sword.write_plain,
+    ),
     "folder": Remote(by_hand="a folder of your own pictures is not downloaded: sort them into DIR/CLASS/"),
 }
 SHIPPED = {name: Path(__file__).with_name(file) for name, file in (("digits", "digits.npz"), ("karate", "karate.txt"))}
@@ -344,6 +363,8 @@ def get(name: str, *, source: str = "auto", offline: bool | None = None, progres
                 except (MissingError, RefusedError) as error:
                     errors.append(error)
                     continue
+                if remote.convert:
+                    remote.convert(files)
                 _finish(name, way, files, folder)
                 for way in ways:
                     shutil.rmtree(folder.with_name(f".{name}.{way}"), ignore_errors=True)

@@ -65,6 +65,8 @@ def checks(size: str) -> Iterator[Check]:
         yield from golden_checks(size)
     if size == "mlp":
         yield mlp_formula()
+    if size in ("rnn", "lstm"):
+        yield recurrent_formula(size)
     if size == "cnn":
         yield cnn_formula()
     if size in graph.FORMULAS:
@@ -103,6 +105,44 @@ def mlp_formula() -> Check:
         logits = model.eval()(torch.from_numpy(x).float()).numpy()
     error = float(np.linalg.norm(logits - expected) / np.linalg.norm(expected))
     return Check("mlp", "z = W x + b, ReLU", "logits", error, 1e-5)
+
+
+def recurrent_formula(size: str) -> Check:
+    """A recurrent language model of two layers against its cell's formulas, in float64 numpy; the weights under the
+    names of PyTorch's word-language example."""
+    model = catalog.model(size, vocab_size=11, embedding=6, width=8, depth=2)
+    theirs = {"embedding": "encoder", "recurrent": "rnn", "head": "decoder"}
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        part, _, rest = name.partition(".")
+        weights[f"{theirs[part]}.{rest}"] = golden.weight(0, name, tuple(tensor.shape))
+    load_weights(model, {name: torch.from_numpy(array) for name, array in weights.items()}, source="torch")
+    w = {name: array.astype(np.float64) for name, array in weights.items()}
+    ids = golden.generator(0, "input").integers(0, 11, (3, 7))
+
+    def sigmoid(z: np.ndarray) -> np.ndarray:
+        return 1 / (1 + np.exp(-z))
+
+    h, c = np.zeros((2, 3, 8)), np.zeros((2, 3, 8))
+    expected = []
+    for t in range(7):
+        x = w["encoder.weight"][ids[:, t]]
+        for layer in range(2):
+            z = x @ w[f"rnn.weight_ih_l{layer}"].T + w[f"rnn.bias_ih_l{layer}"]
+            z += h[layer] @ w[f"rnn.weight_hh_l{layer}"].T + w[f"rnn.bias_hh_l{layer}"]
+            if size == "rnn":
+                h[layer] = np.tanh(z)
+            else:
+                i, f, g, o = np.split(z, 4, axis=1)
+                c[layer] = sigmoid(f) * c[layer] + sigmoid(i) * np.tanh(g)
+                h[layer] = sigmoid(o) * np.tanh(c[layer])
+            x = h[layer]
+        expected.append(x @ w["decoder.weight"].T + w["decoder.bias"])
+    with torch.no_grad():
+        logits = model.eval()(torch.from_numpy(ids))[0].numpy()
+    difference = np.linalg.norm(logits - np.stack(expected, 1)) / np.linalg.norm(expected)
+    formula = "h = tanh(W x + b + U h + b')" if size == "rnn" else "c = f c + i g, h = o tanh(c)"
+    return Check(size, formula, "logits", float(difference), 1e-5)
 
 
 def cnn_formula() -> Check:

@@ -1,0 +1,266 @@
+"""`Text`: any text as characters or bytes, split by contiguous parts, cut into windows.
+
+The parts are train, validation and test in the text's own order, so no held-out character is ever learned from; each
+held-out character is predicted exactly once, with at least `context` characters before it wherever there are so many.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from etude.data import fetch, order, sword
+from etude.data.base import Batch, Data, Dataset
+from etude.errors import MissingError, UsageError
+
+UNKNOWN = "\ufffd"
+"""Stands for those characters of held-out parts that the training part does not have, if there are any."""
+SAMPLE = 120
+"""Characters of a sample of a split, as `predict` continues it."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a text: its characters in the order of their code points, or the 256 bytes of UTF-8."""
+
+    characters: str
+    """Empty for bytes."""
+
+    def __len__(self) -> int:
+        return len(self.characters) or 256
+
+    def encode(self, text: str) -> NDArray[np.int64]:
+        """(T,) ids. UsageError names characters that the vocabulary lacks."""
+        if not self.characters:
+            return np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.int64)
+        known, points = code_points(self.characters), code_points(text)
+        ids = np.searchsorted(known, points).clip(max=len(known) - 1)
+        if (missing := known[ids] != points).any():
+            lacking = "".join(chr(point) for point in np.unique(points[missing]))
+            raise UsageError(
+                f"the text holds {_shown(lacking)}, which the training text does not",
+                hint=f"use its {len(known)} characters: {_shown(self.characters)}",
+            )
+        return ids.astype(np.int64)
+
+    def decode(self, ids: Sequence[int] | NDArray[Any]) -> str:
+        """The text of ids; bytes that are no UTF-8 become U+FFFD."""
+        if not self.characters:
+            return bytes(int(i) for i in ids).decode("utf-8", "replace")
+        return "".join(self.characters[int(i)] for i in ids)
+
+
+def code_points(text: str) -> NDArray[np.uint32]:
+    """(T,) numbers of the characters."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.dtype("<u4"))
+
+
+def _shown(characters: str, most: int = 100) -> str:
+    return repr(characters[:most]) + (f" and {len(characters) - most} more" if len(characters) > most else "")
+
+
+@dataclass(frozen=True)
+class Text(Data):
+    """A text to predict token by token."""
+
+    source: str = "bible"
+    """"bible", the World English Bible; or any name, for a text of your own at `path`."""
+    path: str = ""
+    """A UTF-8 text file, a folder of .txt files (joined in the order of their names) or of SWORD's zText files."""
+    tokens: Literal["characters", "bytes"] = "characters"
+    length: int = 256
+    """Tokens that a training sequence predicts."""
+    context: int = 256
+    """Tokens before each evaluated window that are read but not counted."""
+    validation: float = 0.05
+    """The share of the text before the test part on which the best weights are chosen."""
+    test: float = 0.05
+    """The share at the end of the text."""
+    limit: int = 0
+    """Characters taken from the text's beginning, for short runs; 0 takes all."""
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or self.context < 0 or self.limit < 0:
+            raise UsageError(
+                f"data.length {self.length} must be positive, and data.context {self.context} and data.limit "
+                f"{self.limit} must not be negative"
+            )
+        if self.validation < 0 or self.test <= 0 or self.validation + self.test >= 1:
+            raise UsageError(
+                f"data.validation {self.validation} and data.test {self.test} must be shares of the text that leave "
+                "some for training",
+                hint="--data.validation 0.05 --data.test 0.05",
+            )
+
+    def open(self) -> "TextDataset":
+        """Read the text and number its tokens."""
+        return TextDataset(self)
+
+    def load(self) -> str:
+        """The text. MissingError where it is not on this machine, UsageError where it is none."""
+        if self.path:
+            return read_text(Path(self.path).expanduser())
+        if self.source != "bible":
+            raise UsageError(f"there is no text {self.source!r}", hint="bible, or a text of your own: --data.path FILE")
+        return read_text(fetch.path("bible"))
+
+    def read(self, words: Sequence[str]) -> list[tuple[str, str | Path]]:
+        """A file's name stands for what the file holds, anything else for itself."""
+        return [(word, Path(word) if _is_file(word) else word) for word in words]
+
+    def text(self, raw: Any) -> str:
+        """A raw input's text: itself, or what a path's file holds."""
+        if isinstance(raw, Path):
+            return read_file(raw)
+        if not isinstance(raw, str):
+            raise UsageError(f"a text is wanted, or a Path to one, not {type(raw).__name__}")
+        return raw
+
+    def prepare(self, raw: Any) -> Tensor:
+        """A text, or a Path to one -> (T,) ids. Reads the whole text for its vocabulary; a run keeps that in its
+        facts."""
+        return torch.from_numpy(self.open().vocabulary.encode(self.text(raw)))
+
+    def collate(self, samples: list[Tensor]) -> Batch:
+        """Ids of texts of one length -> {"tokens": (B, T)}."""
+        return {"tokens": torch.stack(samples)}
+
+
+def _is_file(word: str) -> bool:
+    try:
+        return Path(word).is_file()
+    except OSError:  # too long for a name
+        return False
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, of a folder of .txt files, or of a folder that `etude data get` made."""
+    if not path.exists():
+        raise MissingError(f"{path}: no such file or folder", hint="--data.path FILE, a UTF-8 text")
+    if path.is_file():
+        return read_file(path)
+    if sword.is_ztext(path):
+        made = path / sword.NAME
+        return read_file(made) if made.is_file() else sword.read(path)
+    files = sorted(path.rglob("*.txt"))
+    if not files:
+        raise UsageError(f"the folder {path} holds no .txt file")
+    return "\n".join(read_file(file) for file in files)
+
+
+def read_file(path: Path) -> str:
+    """A UTF-8 file's text; UsageError where it is empty, or names the first byte that is not UTF-8."""
+    content = path.read_bytes()
+    if not content:
+        raise UsageError(f"{path} is empty")
+    try:
+        return content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path} is not UTF-8 text: byte {error.start:,} is 0x{content[error.start]:02x}",
+            hint=f"if it is Latin-1: iconv -f latin1 -t utf-8 {path} > utf8.txt",
+        ) from None
+
+
+class TextDataset(Dataset):
+    """An opened text. A sample is a window of it: {"tokens": (B, W + 1), "index": (B,)}, of which the first W are read
+    and the last W predicted. In evaluation W is context + length, and with it come "counted": (B,), how many of the
+    last predictions are this window's own, and "characters": (B,), how many characters these are."""
+
+    def __init__(self, data: Text):
+        self.data = data
+        text = data.load()
+        text = text[: data.limit or len(text)]
+        name = data.path or data.source
+        first, last = (round(len(text) * share) for share in (1 - data.validation - data.test, 1 - data.test))
+        parts = {"train": text[:first], "validation": text[first:last], "test": text[last:]}
+        if data.validation == 0:
+            del parts["validation"]
+        if len(parts["train"]) < data.length + 1:
+            raise UsageError(
+                f"{name} is shorter than a sequence: {len(parts['train']):,} of its {len(text):,} characters are for "
+                f"training, and a sequence takes {data.length + 1:,}",
+                hint=f"--data.length {max(1, len(parts['train']) // 8)}, or a longer text",
+            )
+        if empty := [split for split, part in parts.items() if not part]:
+            raise UsageError(
+                f"the {empty[0]} part of {name} is empty: the text has {len(text):,} characters",
+                hint=f"a longer text, or a larger share: --data.{empty[0]} 0.2",
+            )
+        self.vocabulary, ids, unknown = _number(parts, data.tokens)
+        # a held-out part begins with the token before it, so that its first one is predicted too
+        before = np.concatenate(list(ids.values()))
+        starts = np.cumsum([0, *map(len, ids.values())])
+        self._ids = {split: before[max(0, a - 1) : b] for split, a, b in zip(ids, starts, starts[1:])}
+        self.sizes = {split: len(self._places(split)[0]) for split in ids}
+        self.facts = {
+            "source": name,
+            "tokens": data.tokens,
+            "vocabulary": self.vocabulary.characters,
+            "characters": {split: len(part) for split, part in parts.items()},
+            "sizes": self.sizes,
+            "unknown": unknown,
+        }
+
+    def _places(self, split: str) -> tuple[NDArray[np.int64], int]:
+        """Where each evaluated window starts, and how many tokens it predicts."""
+        targets = len(self._ids[split]) - 1
+        width = min(self.data.context + self.data.length, targets)
+        more = -(-(targets - width) // self.data.length)
+        return np.minimum(np.arange(1 + more) * self.data.length, targets - width), width
+
+    def fetch(self, split: str, indices, *, epochs=None, seed: int = 0) -> Batch:
+        """These windows. In training they lie evenly over the text, all moved by a random part of their distance from
+        epoch to epoch."""
+        ids, places = self._ids[split], np.asarray(indices, dtype=np.int64)
+        index = torch.from_numpy(places)
+        if epochs is not None:
+            moved = order.uniform(seed, epochs, np.zeros_like(places), 1, order.CROP)[:, 0]
+            room = len(ids) - self.data.length
+            starts = ((places + moved) * (room / self.sizes[split])).astype(np.int64).clip(max=room - 1)
+            return {"tokens": self._windows(ids, starts, self.data.length), "index": index}
+        starts, width = self._places(split)
+        counted = np.diff(starts, prepend=starts[0] - width)[places]
+        windows = self._windows(ids, starts[places], width)
+        batch = {"tokens": windows, "counted": torch.from_numpy(counted), "index": index}
+        return batch | {"characters": self._characters(windows[:, 1:], batch["counted"])}
+
+    def _windows(self, ids: NDArray[Any], starts: NDArray[np.int64], width: int) -> Tensor:
+        return torch.from_numpy(ids[starts[:, None] + np.arange(width + 1)].astype(np.int64))
+
+    def _characters(self, targets: Tensor, counted: Tensor) -> Tensor:
+        """How many characters the counted tokens are: of bytes, those that are no continuation."""
+        if self.data.tokens == "characters":
+            return counted
+        width = targets.shape[1]
+        own = torch.arange(width) >= width - counted[:, None]
+        return (own & (targets & 0xC0 != 0x80)).sum(1)
+
+    def samples(self, split: str, count: int) -> list[tuple[str, str]]:
+        """Pieces of a split, as prompts."""
+        ids = self._ids[split][1:]
+        count = min(count, max(1, len(ids) // SAMPLE))
+        starts = [i * len(ids) // count for i in range(count)]
+        return [(f"{split}, token {at:,}", self.vocabulary.decode(ids[at : at + SAMPLE])) for at in starts]
+
+
+def _number(parts: dict[str, str], tokens: str) -> tuple[Vocabulary, dict[str, NDArray[Any]], int]:
+    """The training part's vocabulary, each part as its ids, and how many held-out characters the vocabulary lacks."""
+    if tokens == "bytes":
+        return Vocabulary(""), {split: np.frombuffer(part.encode(), np.uint8) for split, part in parts.items()}, 0
+    points = {split: code_points(part) for split, part in parts.items()}
+    known = np.unique(points["train"])
+    lacking = {split: ~np.isin(part, known) for split, part in points.items()}
+    unknown = sum(int(missing.sum()) for missing in lacking.values())
+    if unknown:
+        known = np.union1d(known, code_points(UNKNOWN))
+    ids = {
+        split: np.searchsorted(known, np.where(lacking[split], ord(UNKNOWN), part)).astype(np.int32)
+        for split, part in points.items()
+    }
+    return Vocabulary("".join(map(chr, known.tolist()))), ids, unknown

@@ -1,0 +1,250 @@
+"""Language modelling: which token comes next; measured in bits per character, and shown by continuing a prompt."""
+
+import base64
+import io
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+
+from etude.data import order
+from etude.data.base import Batch, Data, Dataset
+from etude.data.text import Text, TextDataset, Vocabulary
+from etude.errors import UsageError
+from etude.tasks.base import Ask, Block, LossLogs, Task
+from etude.tasks.metrics import Mean, Metric
+
+SHOWN = 600
+"""Tokens of held-out text whose bits the report shows."""
+PROMPT, WRITTEN = 40, 400
+"""Tokens of held-out text that the report's sample begins with, and tokens that it goes on for."""
+
+
+@dataclass(frozen=True)
+class Continue(Ask):
+    """How a prompt is continued."""
+
+    length: int = 400
+    """Tokens to write."""
+    temperature: float = 0.7
+    """Divides the logits: below 1 the likely becomes likelier; 0 always takes the likeliest."""
+    top_k: int = 0
+    """Choose among so many likeliest tokens only; 0: among all."""
+    seed: int = 0
+    """The same seed writes the same text."""
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise UsageError(f"length is {self.length}; it must be at least 1", hint="--length 400")
+        if not 0 <= self.temperature < math.inf:
+            raise UsageError(f"temperature is {self.temperature}; it must not be negative", hint="--temperature 0.7")
+        if self.top_k < 0 or self.seed < 0:
+            raise UsageError(f"top_k {self.top_k} and seed {self.seed} must not be negative")
+
+
+@dataclass
+class First(Metric):
+    """Tokens with the bits that each cost, of the first part of a split: (prompt ids, ids, bits)."""
+
+    prompt: list[int] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    bits: list[float] = field(default_factory=list)
+
+    def merge(self, other: "First") -> None:
+        """Parts come in the order of the text: the first stays."""
+
+    def value(self) -> tuple[list[int], list[int], list[float]]:
+        return self.prompt, self.ids, self.bits
+
+
+@dataclass(frozen=True)
+class LanguageModel(Task):
+    """Next-token prediction. The model takes (B, T) ids and a state, or None, and returns (B, T, V) logits and the
+    state after them. Batches are those of `Text`."""
+
+    measure: ClassVar[str] = "bits_per_character"
+    ask: ClassVar[type[Ask]] = Continue
+
+    @torch.no_grad()
+    def check(self, model: nn.Module, dataset: Dataset) -> None:
+        """Whether the model has a logit for each token of the text."""
+        if not isinstance(dataset, TextDataset):
+            raise UsageError(f"a language model learns from a text, not from {type(dataset).__name__}")
+        outputs = model.eval()(torch.zeros(1, 2, dtype=torch.int64))[0].shape[-1]
+        model.train()
+        wanted = len(dataset.vocabulary)
+        if outputs != wanted:
+            raise UsageError(
+                f"the model has {outputs} tokens in its vocabulary, the text {wanted}",
+                hint=f"--model.vocab-size {wanted}",
+            )
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, LossLogs]:
+        """Mean cross-entropy of the next token, in nats."""
+        tokens = batch["tokens"]
+        logits, _ = model(tokens[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+        return loss, {"loss": loss}
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, Metric]:
+        """Bits per character and mean cross-entropy per token (nats) over the tokens that each window counts; and the
+        beginning of the split, read and continued."""
+        bits, loss, read, written = Mean(), Mean(), First(), First()
+        for batch in batches:
+            tokens, counted = batch["tokens"], batch["counted"]
+            logits, _ = model(tokens[:, :-1])
+            losses = F.cross_entropy(logits.float().transpose(1, 2), tokens[:, 1:], reduction="none")
+            width = losses.shape[1]
+            own = losses[torch.arange(width, device=losses.device) >= width - counted[:, None]]
+            loss.add(own)
+            bits.total += own.double().sum().item() / math.log(2)
+            bits.count += int(batch["characters"].sum())
+            if not read.ids:
+                first = tokens[0].tolist()
+                read.ids, read.bits = first[1 : 1 + SHOWN], (losses[0, :SHOWN] / math.log(2)).tolist()
+                written.prompt = first[1 : 1 + PROMPT]
+                written.ids, written.bits = write(model, written.prompt, Continue(length=WRITTEN))
+        return {"bits_per_character": bits, "loss": loss, "read": read, "written": written}
+
+    def figures(self, measured: dict[str, Metric], dataset: Dataset, split: str) -> list[Block]:
+        """The split's beginning, coloured by the bits of each character; and a continuation of its first words."""
+        assert isinstance(dataset, TextDataset)
+        blocks: list[Block] = []
+        _, ids, bits = measured["read"].value()
+        if ids:
+            texts = [dataset.vocabulary.decode([i]) for i in ids]
+            caption = f"{sum(bits) / len(bits):.2f} bits a token here; white: none, red: 6 and more"
+            item = {"png": _png(coloured(texts, bits)), "caption": caption}
+            blocks.append({"kind": "images", "title": f"What was hard to foresee in {split}", "items": [item]})
+        prompt, ids, _ = measured["written"].value()
+        if ids:
+            begun, gone_on = dataset.vocabulary.decode(prompt), dataset.vocabulary.decode(ids)
+            title = f"Written by the model, from the first {PROMPT} tokens of {split} on"
+            blocks.append({"kind": "text", "title": title, "text": f"{begun}▸{gone_on}"})
+        return blocks
+
+    @torch.no_grad()
+    def predict(
+        self, model: nn.Module, inputs: list[Any], data: Data, facts: dict[str, Any], ask: Any = None
+    ) -> list["Continuation"]:
+        """Each prompt's continuation. Inputs: texts, or Paths of files that hold one."""
+        assert isinstance(data, Text)
+        asked, vocabulary = ask or Continue(), Vocabulary(facts["vocabulary"])
+        results = []
+        for raw in inputs:
+            prompt = data.text(raw)
+            if not prompt:
+                raise UsageError("the prompt is empty; at least one character is needed")
+            ids, bits = write(model, vocabulary.encode(prompt).tolist(), asked)
+            texts = (vocabulary.decode([i]) for i in ids)
+            results.append(Continuation(prompt, vocabulary.decode(ids), tuple(zip(texts, bits))))
+        return results
+
+
+def write(model: nn.Module, prompt: list[int], ask: Continue) -> tuple[list[int], list[float]]:
+    """Continue a prompt token by token, the model's state carried along: the tokens, and the bits that each cost.
+
+    Token n is drawn by the n-th number of a counter-based generator, so the text is a function of the model, the prompt
+    and `ask`, on any device, up to the rounding of the probabilities.
+    """
+    device = next(model.parameters()).device
+    drawn = order.uniform(ask.seed, 0, np.arange(ask.length), 1, order.AUGMENT)[:, 0]
+    ids, bits = [], []
+    state, read = None, torch.tensor([prompt], device=device)
+    for number in drawn.tolist():
+        logits, state = model(read, state)
+        p = probabilities(logits[0, -1].double().cpu(), ask)
+        chosen = min(int(torch.searchsorted(p.cumsum(0), number * p.sum(), right=True)), len(p) - 1)
+        ids.append(chosen)
+        bits.append(-math.log2(max(p[chosen].item(), 1e-30)))
+        read = torch.tensor([[chosen]], device=device)
+    return ids, bits
+
+
+def probabilities(logits: Tensor, ask: Continue) -> Tensor:
+    """(V,) logits -> (V,) probabilities of drawing each token, after temperature and top-k."""
+    if ask.temperature == 0:
+        return F.one_hot(logits.argmax(), len(logits)).double()
+    if 0 < ask.top_k < len(logits):
+        kept = logits.topk(ask.top_k).indices
+        logits = torch.full_like(logits, -math.inf).index_copy(0, kept, logits[kept])
+    return (logits / ask.temperature).softmax(0)
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A prompt, and what the model wrote after it."""
+
+    suffix: ClassVar[str] = ".txt"
+    prompt: str
+    text: str
+    """The continuation alone."""
+    tokens: tuple[tuple[str, float], ...] = field(repr=False)
+    """Each token as text, and the bits that it cost under the probabilities it was drawn from."""
+
+    def json(self) -> dict[str, Any]:
+        """As plain values."""
+        bits = sum(cost for _, cost in self.tokens)
+        return {"prompt": self.prompt, "text": self.text, "tokens": len(self.tokens), "bits": round(bits, 3)}
+
+    def row(self) -> list[str]:
+        """As cells of a table: the continuation."""
+        return [self.text]
+
+    def plot(self) -> Image.Image:
+        """Prompt and continuation as a picture, coloured by how unlikely each character was; the prompt is white."""
+        texts, bits = [*self.prompt], [0.0] * len(self.prompt)
+        for text, cost in self.tokens:
+            texts.append(text)
+            bits.append(cost)
+        return coloured(texts, bits)
+
+    def save(self, path: str | Path) -> None:
+        """Prompt and continuation as a text file; as a picture where the name ends like one."""
+        if Path(path).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"):
+            self.plot().save(path)
+        else:
+            Path(path).write_text(self.prompt + self.text, encoding="utf-8")
+
+
+def coloured(texts: list[str], bits: list[float], *, width: int = 880) -> Image.Image:
+    """Text on grounds from white (0 bits) to red (6 bits and more); lines are broken where words end."""
+    font, margin, height = ImageFont.load_default(16), 14, 24
+    places: list[tuple[float, int, str, float]] = []
+    x, y, word = float(margin), margin, 0
+    for text, cost in zip(texts, bits):
+        for character in text:
+            if character == "\n":
+                x, y, word = float(margin), y + height, len(places) + 1
+                continue
+            places.append((x, y, character, cost))
+            x += font.getlength(character)
+            if character == " ":
+                word = len(places)
+            elif x > width - margin:  # the word begun moves to the next line, or is broken where it fills one
+                moved = places[word:] if places[word][0] > margin else places[-1:]
+                shift = moved[0][0] - margin
+                places[-len(moved) :] = [(px - shift, py + height, c, b) for px, py, c, b in moved]
+                x, y = x - shift, y + height
+    sheet = Image.new("RGB", (width, y + height + margin), "white")
+    draw = ImageDraw.Draw(sheet)
+    for px, py, character, cost in places:
+        share = min(cost / 6, 1.0)
+        ground = tuple(round(255 - (255 - end) * share) for end in (244, 110, 96))
+        draw.rectangle((px, py, px + font.getlength(character), py + height - 4), fill=ground)
+    for px, py, character, _ in places:
+        draw.text((px, py), character, fill="#1f2328", font=font)
+    return sheet
+
+
+def _png(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.quantize(64).save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,215 @@
+"""Language modelling: the measures against their formulas, the sampling, the answers."""
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from etude.basics.rnn import Config
+from etude.data import order
+from etude.data.images import Images
+from etude.data.text import Text, TextDataset
+from etude.engine import fit
+from etude.engine.optim import Optim, Schedule
+from etude.engine.recipe import Recipe
+from etude.errors import UsageError
+from etude.tasks.language_model import Continuation, Continue, LanguageModel, coloured, probabilities, write
+
+PATTERN = "the cat sat on the mat; " * 60
+
+
+class Bigram(nn.Module):
+    """Logits that depend on the last token alone, and a state that counts the tokens read."""
+
+    def __init__(self, table: Tensor):
+        super().__init__()
+        self.table = nn.Parameter(table)
+        self.calls: list[int] = []
+
+    def forward(self, ids: Tensor, state: int | None = None) -> tuple[Tensor, int]:
+        self.calls.append(ids.shape[1])
+        return self.table[ids], (state or 0) + ids.shape[1]
+
+
+def bigram(size: int) -> Bigram:
+    return Bigram(torch.randn(size, size, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> TextDataset:
+    return small_text(tmp_path)
+
+
+def small_text(folder: Path, tokens: Any = "characters", text: str = PATTERN) -> TextDataset:
+    path = folder / "x.txt"
+    path.write_text(text, encoding="utf-8")
+    return Text(path=str(path), tokens=tokens, length=16, context=8, validation=0.1, test=0.1).open()
+
+
+@pytest.mark.parametrize("tokens", ["characters", "bytes"])
+def test_bits_per_character_is_its_formula(tmp_path, tokens):
+    """-log2 p summed over the tokens of the split, once each, over its characters; the same for any sharing."""
+    data = small_text(tmp_path, tokens, PATTERN.replace("cat", "kät"))
+    vocabulary = data.vocabulary
+    model = bigram(len(vocabulary))
+    part = PATTERN.replace("cat", "kät")
+    start = round(len(part) * 0.9)
+    ids = vocabulary.encode(part[start:])
+    before = int(vocabulary.encode(part[start - 1])[-1])
+    table = model.table.detach().double().log_softmax(1)
+    nats = -sum(table[a, b].item() for a, b in zip([before, *ids], ids))
+    task = LanguageModel()
+    for world, batch_size in ((1, 2), (3, 1)):
+        measured: dict[str, Any] = {}
+        for rank in range(world):
+            spans = data.spans("test", batch_size=batch_size, rank=rank, world=world)
+            with torch.no_grad():
+                mine = task.evaluate(model, (data.fetch("test", span) for span in spans))
+            for name, metric in mine.items():
+                measured[name].merge(metric) if name in measured else measured.update({name: metric})
+        expected = nats / math.log(2) / len(part[start:])
+        assert measured["bits_per_character"].value() == pytest.approx(expected, rel=1e-6)
+        assert measured["loss"].value() == pytest.approx(nats / len(ids), rel=1e-6)
+        _, read, bits = measured["read"].value()
+        assert read == ids[: len(read)].tolist() and len(bits) == len(read) == 24
+        assert bits[3] == pytest.approx(-table[read[2], read[3]].item() / math.log(2), rel=1e-5)
+    assert not LanguageModel.higher_is_better
+
+
+def test_loss_is_the_mean_over_next_tokens(dataset):
+    model = bigram(len(dataset.vocabulary))
+    batch = dataset.batch(seed=0, step=0, batch_size=3)
+    loss, logs = LanguageModel().loss(model, batch)
+    table, tokens = model.table.detach().log_softmax(1), batch["tokens"]
+    expected = -np.mean([table[a, b].item() for row in tokens for a, b in pairwise(row)])
+    assert loss.item() == pytest.approx(expected, rel=1e-5) and logs["loss"] is loss
+
+
+def test_what_does_not_fit_is_told(dataset):
+    model = Config(vocab_size=5, width=4, embedding=4).build()
+    with pytest.raises(UsageError, match="has 5 tokens in its vocabulary, the text 11") as caught:
+        LanguageModel().check(model, dataset)
+    assert caught.value.hint == "--model.vocab-size 11"
+    with pytest.raises(UsageError, match="not from ImageDataset"):
+        LanguageModel().check(model, Images().open())
+
+
+# --- sampling
+
+
+def test_probabilities():
+    logits = torch.tensor([1.0, 3.0, 2.0, -1.0], dtype=torch.float64)
+    e = [math.exp(x / 0.5) for x in (1, 3, 2, -1)]
+    torch.testing.assert_close(
+        probabilities(logits, Continue(temperature=0.5)), torch.tensor([x / sum(e) for x in e], dtype=torch.float64)
+    )
+    two = probabilities(logits, Continue(temperature=1, top_k=2)).tolist()
+    assert two == pytest.approx([0, 1 / (1 + math.exp(-1)), 1 / (1 + math.e), 0])
+    assert probabilities(logits, Continue(temperature=0)).tolist() == [0, 1, 0, 0]
+    assert probabilities(logits, Continue(temperature=1, top_k=9)).sum() == pytest.approx(1)
+
+
+def test_writing_streams_the_state_and_draws_by_inversion():
+    """The prompt is read at once and each token alone; token n is where the cumulated probabilities pass number n."""
+    model = bigram(6)
+    ids, bits = write(model, [1, 4, 2], Continue(length=50, temperature=1.3, seed=7))
+    assert model.calls == [3] + [1] * 49
+    numbers, before = order.uniform(7, 0, np.arange(50), 1)[:, 0], 2
+    for chosen, cost, number in zip(ids, bits, numbers):
+        p = (model.table[before].double() / 1.3).softmax(0)
+        cumulated = p.cumsum(0).tolist()
+        assert (cumulated[chosen - 1] if chosen else 0) <= number < cumulated[chosen]
+        assert cost == pytest.approx(-math.log2(p[chosen].item()))
+        before = chosen
+    assert write(bigram(6), [1, 4, 2], Continue(length=50, temperature=1.3, seed=7))[0] == ids
+    assert write(bigram(6), [1, 4, 2], Continue(length=50, temperature=1.3, seed=8))[0] != ids
+
+
+def test_temperature_zero_takes_the_likeliest():
+    model, ask = bigram(6), Continue(length=9, temperature=0)
+    ids, bits = write(model, [0], ask)
+    assert ids == [model.table[before].argmax().item() for before in [0, *ids[:-1]]] and bits == [0] * 9
+
+
+@pytest.mark.parametrize("changes", [{"length": 0}, {"temperature": -1.0}, {"top_k": -1}, {"seed": -1}])
+def test_wrong_wishes(changes):
+    with pytest.raises(UsageError):
+        Continue(**changes)
+
+
+# --- a trained run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "x.txt").write_text(PATTERN, encoding="utf-8")
+    recipe = Recipe(
+        name="lstm.cat",
+        model=Config(cell="lstm", vocab_size=11, embedding=16, width=48),
+        data=Text(path=str(folder / "x.txt"), length=32, context=32, validation=0.1, test=0.1),
+        task=LanguageModel(),
+        optim=Optim("adamw", lr=0.02),
+        schedule=Schedule("cosine"),
+        steps=150,
+        batch_size=16,
+        clip=1.0,
+        precision="fp32",
+    )
+    return fit.train(recipe, run=folder / "run", device="cpu", quiet=True)
+
+
+def test_a_text_is_learned_and_continued(run, tmp_path):
+    assert run.result["eval"]["bits_per_character"] < 0.2
+    answer = run.predict("the cat", length=24, temperature=0)
+    assert answer.prompt == "the cat" and answer.text == " sat on the mat; the cat"
+    assert run.predict("the cat", length=24, temperature=0.9, seed=3) == run.predict(
+        "the cat", length=24, temperature=0.9, seed=3
+    )
+    (tmp_path / "prompt.txt").write_text("the cat", encoding="utf-8")
+    assert run.predict(tmp_path / "prompt.txt", length=24, temperature=0).text == answer.text
+    assert json.loads(json.dumps(answer.json()))["text"] == answer.text and answer.row() == [answer.text]
+    answer.save(tmp_path / "a.txt")
+    assert (tmp_path / "a.txt").read_text() == "the cat sat on the mat; the cat"
+    answer.save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.width == 880
+
+
+def test_prompts_that_cannot_be_continued(run):
+    with pytest.raises(UsageError, match="holds 'é', which the training text does not"):
+        run.predict("the caté")
+    with pytest.raises(UsageError, match="the prompt is empty"):
+        run.predict("")
+    with pytest.raises(UsageError, match="has no 'lenght'") as caught:
+        run.predict("the", lenght=3)
+    assert caught.value.hint == "did you mean length?"
+
+
+def test_the_report_shows_text(run):
+    page = (run.path / "report.html").read_text()
+    assert "What was hard to foresee in test" in page and "Written by the model" in page
+    kinds = [block["kind"] for block in json.loads((run.path / "figures.json").read_text())]
+    assert kinds == ["images", "text"]
+    assert run.evaluate("test") == pytest.approx(run.result["eval"], rel=1e-5)
+
+
+def test_lines_are_broken_between_words():
+    """No character leaves the picture, and a newline begins a line."""
+    wide = coloured(list("word " * 60 + "\n" + "x" * 300), [1.0] * 601)
+    pixels = np.asarray(wide.convert("RGB"))
+    assert wide.width == 880 and (pixels[:, -10:] == 255).all() and wide.height > 100
+    assert coloured(["a", "\n", "b"], [0, 0, 0]).height == coloured(["a"], [0]).height + 24
+
+
+def test_continuations_are_plain():
+    answer = Continuation("a", "b\u2014", (("b", 1.0), ("\u2014", 2.5)))
+    assert answer.json() == {"prompt": "a", "text": "b\u2014", "tokens": 2, "bits": 3.5}
+    assert answer.plot().mode == "RGB"

@@ -1,0 +1,189 @@
+"""Operators grouped by the modules that called them: a drawing at every level, each a small graph of its own.
+
+What crosses a module's border is a port: a tensor that comes in from outside, or one that is needed outside.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from etude.graph.trace import Call, Op, Trace, Value
+
+LAYOUT = frozenset(
+    "view reshape transpose permute unsqueeze squeeze flatten unflatten expand expand_as contiguous t T mT "
+    "movedim swapaxes view_as reshape_as".split()
+)
+"""Operators that only say anew how the same numbers are laid out; a run of them is one box."""
+
+Kind = Literal["module", "operator", "input", "output", "port"]
+
+
+@dataclass(eq=False)
+class Item:
+    """A box, or a port on the border."""
+
+    kind: Kind
+    name: str
+    type: str = ""
+    parameters: int = 0
+    flops: int = 0
+    path: str = ""
+    detail: str = ""
+    gradient: float | None = None
+    """The norm of the gradient of its parameters."""
+    inner: "Group | None" = None
+    """What it holds, where that is more than one operator."""
+
+
+@dataclass(eq=False)
+class Edge:
+    """A tensor on its way from one item of a group to another (indices into `Group.items`)."""
+
+    source: int
+    target: int
+    value: Value
+    gradient: float | None
+    source_port: int = -1
+    """Where the source holds a group: the port there that it leaves by (an index into that group's items)."""
+    target_port: int = -1
+    """Where the target holds a group: the port there that it enters by."""
+
+
+@dataclass(eq=False)
+class Group:
+    """What a module call does, or the whole computation: items in the order in which they ran."""
+
+    path: str
+    label: str
+    items: list[Item] = field(default_factory=list)
+    edges: list[Edge] = field(default_factory=list)
+
+    def groups(self) -> Iterator["Group"]:
+        """This one and all within it."""
+        yield self
+        for item in self.items:
+            if item.inner is not None:
+                yield from item.inner.groups()
+
+
+def fold(trace: Trace) -> Group:
+    """The whole computation, with the groups of its modules within."""
+    return _Folder(trace).root
+
+
+class _Folder:
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.places: dict[object, int] = {}
+        """(group, call | op | port) -> index within the group."""
+        self.root = Group("", "")
+        self.groups: dict[Call, Group] = {trace.root: self.root}
+        self.boxes: dict[Call, Item] = {}
+        self.seen: set[tuple[Group, int, int, Value]] = set()
+        merged = self._runs()
+        for value in trace.inputs:
+            self._place(self.root, value, Item("input", value.name or "input"))
+        for op in trace.ops:
+            group = self._group(op.call)
+            if merged[op] is op:
+                run = [other.name for other in trace.ops if merged[other] is op] if op.name in LAYOUT else [op.name]
+                box = self._place(group, op, Item("operator", _run_name(run), detail=" · ".join(run)))
+            else:
+                box = group.items[self.places[group, merged[op]]]
+                self.places[group, op] = self.places[group, merged[op]]
+            box.parameters += sum(op.parameters.values())
+            box.flops += op.flops
+            for call in op.call.chain()[:-1]:
+                self.boxes[call].flops += op.flops
+        for op in trace.ops:
+            for value in op.inputs:
+                self._connect(value, op)
+        for value in trace.outputs:
+            loss = f"{value.name} {trace.loss:.4g}" if value.name == "loss" and trace.loss is not None else value.name
+            self._place(self.root, ("output", value), Item("output", loss))
+            self._connect(value, None)
+        for call, item in self.boxes.items():
+            self._sum_up(call, item)
+
+    def _runs(self) -> dict[Op, Op]:
+        """Each operator's first of the run of pure layout operators that it goes on with; itself elsewhere."""
+        readers = Counter(value for op in self.trace.ops for value in op.inputs)
+        first: dict[Op, Op] = {}
+        for op in self.trace.ops:
+            before = op.inputs[0].source if len(op.inputs) == 1 else None
+            joins = (
+                before is not None
+                and {op.name, before.name} <= LAYOUT
+                and before.call is op.call
+                and readers[op.inputs[0]] == 1
+                and op.inputs[0] not in self.trace.outputs
+            )
+            first[op] = first[before] if joins and before is not None else op
+        return first
+
+    def _group(self, call: Call) -> Group:
+        if call not in self.groups:
+            assert call.parent is not None
+            parent = self._group(call.parent)
+            detail = call.module.extra_repr() if call.module is not None else ""
+            item = Item("module", call.label, call.kind, path=call.path, detail=detail)
+            item.inner = self.groups[call] = Group(call.path, call.label)
+            self.boxes[call] = self._place(parent, call, item)
+        return self.groups[call]
+
+    def _place(self, group: Group, key: object, item: Item) -> Item:
+        self.places[group, key] = len(group.items)
+        group.items.append(item)
+        return item
+
+    def _port(self, group: Group, key: object, name: str) -> int:
+        if (group, key) not in self.places:
+            self._place(group, key, Item("port", name))
+        return self.places[group, key]
+
+    def _connect(self, value: Value, op: Op | None) -> None:
+        """An edge in the innermost group that holds both ends, and from its ports on in the groups within it."""
+        root = self.trace.root
+        start = [*reversed(value.source.call.chain())] if value.source else [root]
+        end = [*reversed(op.call.chain())] if op else [root]
+        common = 0
+        while common < min(len(start), len(end)) and start[common] is end[common]:
+            common += 1
+        sources = [*start[common:], value.source or value]
+        targets = [*end[common:], op or ("output", value)]
+        outs = [self._port(self.groups[call], ("out", value), "out") for call in start[common:]] + [-1]
+        ins = [self._port(self.groups[call], ("in", value), "in") for call in end[common:]] + [-1]
+        group = self.groups[start[common - 1]]
+        source, target = self.places[group, sources[0]], self.places[group, targets[0]]
+        self._edge(group, source, target, value, targets[0], outs[0], ins[0])
+        for call, inner, port, further in zip(start[common:], sources[1:], outs, outs[1:]):
+            group = self.groups[call]
+            self._edge(group, self.places[group, inner], port, value, None, further, -1)
+        for call, inner, port, further in zip(end[common:], targets[1:], ins, ins[1:]):
+            group = self.groups[call]
+            self._edge(group, port, self.places[group, inner], value, inner, -1, further)
+
+    def _edge(
+        self, group: Group, source: int, target: int, value: Value, consumer: object, leaves: int, enters: int
+    ) -> None:
+        key = (group, source, target, value)
+        if key not in self.seen and source != target:
+            self.seen.add(key)
+            to = consumer if isinstance(consumer, Op | Call) else None
+            group.edges.append(Edge(source, target, value, self.trace.gradient(value, to), leaves, enters))
+
+    def _sum_up(self, call: Call, item: Item) -> None:
+        if call.module is not None:
+            names = {f"{call.path}.{name}" for name, _ in call.module.named_parameters()}
+            item.parameters = sum(p.numel() for p in call.module.parameters())
+            norms = [self.trace.weights[name] for name in names if name in self.trace.weights]
+            item.gradient = sum(norm**2 for norm in norms) ** 0.5 if norms else None
+        if item.inner is not None and sum(inner.kind != "port" for inner in item.inner.items) == 1:
+            only = next(inner for inner in item.inner.items if inner.kind != "port")
+            if only.kind == "operator":  # a layer of one operator is that operator
+                item.inner = None
+
+
+def _run_name(run: list[str]) -> str:
+    return run[0] if len(run) == 1 else " · ".join(run) if len(run) == 2 else f"layout ({len(run)} operators)"

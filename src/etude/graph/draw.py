@@ -24,9 +24,6 @@ LEVELS = 10
 PAD, HEAD, FOOT = 14, 24, 12
 """Of a frame around an unfolded module: at the sides, above with its title, below."""
 MARGIN = 28
-ENOUGH = 6
-"""A drawing of fewer boxes is unfolded further, where no depth is asked for."""
-
 _WEIGHTS = ("conv", "linear", "lstm", "gru", "rnn", "embedding", "attention", "addmm", "matmul", "mm", "bmm", "einsum")
 _NORMS = ("norm",)
 _BENDS = ("relu", "gelu", "silu", "swish", "sigmoid", "tanh", "softmax", "elu", "hardtanh", "hardswish")
@@ -90,18 +87,17 @@ def sheet(trace: Trace, root: Group, *, title: str, note: str) -> dict[str, Any]
     norms = [n for n in norms if math.isfinite(n)]
     scale = (min(norms), max(norms)) if norms else None
     total = sum(op.flops for op in trace.ops)
-    numbers = iter(range(1 << 30))
     return {
         "title": title,
         "facts": _stats(sum(trace.parameters.values()), total),
         "note": note,
         "scale": [norm(scale[0]), norm(math.sqrt(scale[0] * scale[1])), norm(scale[1])] if scale else None,
-        "group": _group(root, max(total, 1), scale, numbers, trace.backward),
+        "group": _group(root, max(total, 1), scale, trace.backward),
     }
 
 
 def _group(
-    group: Group, total: int, scale: tuple[float, float] | None, numbers: Iterator[int], backward: bool
+    group: Group, total: int, scale: tuple[float, float] | None, backward: bool
 ) -> dict[str, Any]:
     ins = {i for i, item in enumerate(group.items) if item.kind == "port" and item.name == "in"}
     outs = {i for i, item in enumerate(group.items) if item.kind == "port" and item.name == "out"}
@@ -129,9 +125,9 @@ def _group(
             }
         )
     return {
-        "id": next(numbers),
+        "id": group.number,
         "path": group.path,
-        "items": [_item(item, total, scale, numbers, backward) for item in group.items],
+        "items": [_item(item, total, scale, backward) for item in group.items],
         "edges": edges,
         "cells": [cell.node if cell.node >= 0 else -1 - cell.edge for cell in arranged.cells],
         "layers": arranged.layers,
@@ -151,7 +147,7 @@ def _level(gradient: float | None, scale: tuple[float, float] | None) -> int | N
 
 
 def _item(
-    item: Item, total: int, scale: tuple[float, float] | None, numbers: Iterator[int], backward: bool
+    item: Item, total: int, scale: tuple[float, float] | None, backward: bool
 ) -> dict[str, Any]:
     stats = _stats(item.parameters, item.flops)
     kind = "" if item.type == item.name else item.type
@@ -174,37 +170,8 @@ def _item(
         "share": item.flops / total if item.kind in ("module", "operator") else 0,
         "title": "\n".join(title),
         "path": item.path,
-        "group": _group(item.inner, total, scale, numbers, backward) if item.inner else None,
+        "group": _group(item.inner, total, scale, backward) if item.inner else None,
     }
-
-
-def groups(group: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """This group of a sheet and all within it."""
-    yield group
-    for item in group["items"]:
-        if item["group"]:
-            yield from groups(item["group"])
-
-
-def opened_to(group: dict[str, Any], depth: int) -> set[int]:
-    """The ids of what is unfolded where `depth` levels of modules are seen."""
-    if depth <= 1:
-        return set()
-    inner = [item["group"] for item in group["items"] if item["group"]]
-    return {g["id"] for g in inner}.union(*(opened_to(g, depth - 1) for g in inner))
-
-
-def usual_depth(group: dict[str, Any]) -> int:
-    """The first depth at which there is something to see."""
-    depth = 1
-    while depth < 8:
-        opened = opened_to(group, depth)
-        shown = [g for g in groups(group) if g is group or g["id"] in opened]
-        boxes = [i for g in shown for i in g["items"] if i["kind"] in ("module", "operator")]
-        if len(boxes) - len(opened) >= ENOUGH or opened == opened_to(group, depth + 1):
-            break
-        depth += 1
-    return depth
 
 
 # --- drawing

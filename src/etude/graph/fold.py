@@ -4,10 +4,11 @@ What crosses a module's border is a port: a tensor that comes in from outside, o
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from etude.errors import UsageError, nearest
 from etude.graph.trace import Call, Op, Trace, Value
 
 LAYOUT = frozenset(
@@ -58,6 +59,8 @@ class Group:
     label: str
     items: list[Item] = field(default_factory=list)
     edges: list[Edge] = field(default_factory=list)
+    number: int = 0
+    """In the order of `groups()`."""
 
     def groups(self) -> Iterator["Group"]:
         """This one and all within it."""
@@ -69,7 +72,104 @@ class Group:
 
 def fold(trace: Trace) -> Group:
     """The whole computation, with the groups of its modules within."""
-    return _Folder(trace).root
+    root = _Folder(trace).root
+    for number, group in enumerate(root.groups()):
+        group.number = number
+    return root
+
+
+# -------------------------------------------------------------------- what is unfolded
+
+
+ENOUGH = 6
+"""A drawing of fewer boxes is unfolded further, where no depth is asked for."""
+
+
+def to_depth(group: Group, depth: int) -> set[int]:
+    """The numbers of the groups that are unfolded where `depth` levels of modules are seen; 1 unfolds none."""
+    if depth <= 1:
+        return set()
+    inner = [item.inner for item in group.items if item.inner is not None]
+    return {g.number for g in inner}.union(*(to_depth(g, depth - 1) for g in inner))
+
+
+def usual(root: Group) -> set[int]:
+    """What is unfolded by default: as few levels as show enough boxes."""
+    depth, opened = 1, set()
+    while len(boxes := shown(root, opened)[0]) < ENOUGH and boxes:
+        further = to_depth(root, depth := depth + 1)
+        if further == opened:
+            break
+        opened = further
+    return opened
+
+
+def named(root: Group, names: Iterable[str]) -> set[int]:
+    """The groups of these modules (by name in the model, or by class) and all that they are within. UsageError names the
+    nearest where one is unknown."""
+    wanted, known, opened = set(names), set(), set()
+
+    def visit(group: Group, around: tuple[int, ...]) -> None:
+        for item in group.items:
+            if item.inner is not None:
+                known.update((item.path, item.type))
+                if {item.path, item.type} & wanted:
+                    opened.update((*around, item.inner.number))
+                visit(item.inner, (*around, item.inner.number))
+
+    visit(root, ())
+    for name in wanted - known:
+        hint = nearest(name, known) or f"one of {', '.join(sorted(known)[:12])}"
+        raise UsageError(f"there is no module {name!r} to unfold", hint=hint if known else "--depth 1")
+    return opened
+
+
+def shown(root: Group, opened: set[int]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The boxes that are seen, and the edges between them, ports left out; as plain values."""
+    nodes: list[dict[str, Any]] = []
+    edges: list[dict[str, Any]] = []
+    numbers: dict[Item, int] = {}
+
+    def visit(group: Group) -> None:
+        for item in group.items:
+            if item.inner is not None and item.inner.number in opened:
+                visit(item.inner)
+            elif item.kind != "port":
+                numbers[item] = len(nodes)
+                facts = {"kind": item.kind, "name": item.name, "type": item.type, "path": item.path or group.path}
+                facts |= {"parameters": item.parameters, "flops": item.flops, "gradient": item.gradient}
+                nodes.append({"id": len(nodes), **facts})
+
+    def source(group: Group, index: int, port: int) -> Item:
+        item = group.items[index]
+        if item not in numbers and item.inner is not None:
+            inside = next(edge for edge in item.inner.edges if edge.target == port)
+            return source(item.inner, inside.source, inside.source_port)
+        return item
+
+    def targets(group: Group, edge: Edge) -> Iterator[tuple[Item, Edge]]:
+        item = group.items[edge.target]
+        if item in numbers or item.inner is None:
+            yield item, edge
+            return
+        for further in item.inner.edges:
+            if further.source == edge.target_port:
+                yield from targets(item.inner, further)
+
+    visit(root)
+    for group in root.groups():
+        if group is root or group.number in opened:
+            for edge in group.edges:
+                if "port" in (group.items[edge.source].kind, group.items[edge.target].kind):
+                    continue
+                begin = numbers[source(group, edge.source, edge.source_port)]
+                for item, last in targets(group, edge):
+                    facts = {"shape": list(edge.value.shape), "dtype": edge.value.dtype, "gradient": last.gradient}
+                    edges.append({"from": begin, "to": numbers[item], **facts})
+    return nodes, edges
+
+
+# -------------------------------------------------------------------- folding
 
 
 class _Folder:

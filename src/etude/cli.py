@@ -390,10 +390,16 @@ def graph(arguments: list[str]) -> int:
     """Draw what a model computes: modules, shapes, FLOPs, and with --backward the gradient on every edge."""
     parser = _parser("graph")
     parser.add_argument("what", metavar="RUN_OR_SYSTEM", help="a run directory, a system (resnet) or a size (resnet50)")
-    parser.add_argument("--out", metavar="FILE", default=None, help="graph.svg, or a .html whose modules unfold at a click")
-    parser.add_argument("--backward", action="store_true", help="send the loss's gradient back and show it on every edge")
+    parser.add_argument(
+        "--out", metavar="FILE", default=None, help="graph.svg, or a .html whose modules unfold at a click"
+    )
+    parser.add_argument(
+        "--backward", action="store_true", help="send the loss's gradient back and show it on every edge"
+    )
     depth = parser.add_mutually_exclusive_group()
-    depth.add_argument("--depth", type=int, default=None, help="levels of modules to unfold; 1 is none, 99 to operators")
+    depth.add_argument(
+        "--depth", type=int, default=None, help="levels of modules to unfold; 1 is none, 99 to operators"
+    )
     depth.add_argument("--unfold", metavar="NAME", nargs="+", default=[], help="modules to unfold, by name or class")
     options = parser.parse_args(arguments)
     out = Path(options.out or "graph.svg") if options.out or not options.json else None

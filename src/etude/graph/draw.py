@@ -35,9 +35,9 @@ _BENDS = ("relu", "gelu", "silu", "swish", "sigmoid", "tanh", "softmax", "elu", 
 def amount(number: float) -> str:
     """1,234,567 -> 1.23M."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{unit}" if number < 999.5 * size else f"{number / size:.0f}{unit}"
-    return f"{number:g}"
+        if number >= 0.9995 * size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
 
 
 def shape(value: Value) -> str:
@@ -96,9 +96,7 @@ def sheet(trace: Trace, root: Group, *, title: str, note: str) -> dict[str, Any]
     }
 
 
-def _group(
-    group: Group, total: int, scale: tuple[float, float] | None, backward: bool
-) -> dict[str, Any]:
+def _group(group: Group, total: int, scale: tuple[float, float] | None, backward: bool) -> dict[str, Any]:
     ins = {i for i, item in enumerate(group.items) if item.kind == "port" and item.name == "in"}
     outs = {i for i, item in enumerate(group.items) if item.kind == "port" and item.name == "out"}
     ends = [(e.source, e.target) for e in group.edges]
@@ -146,9 +144,7 @@ def _level(gradient: float | None, scale: tuple[float, float] | None) -> int | N
     return round((LEVELS - 1) * (math.log(gradient) - low) / (high - low)) if high > low else LEVELS - 1
 
 
-def _item(
-    item: Item, total: int, scale: tuple[float, float] | None, backward: bool
-) -> dict[str, Any]:
+def _item(item: Item, total: int, scale: tuple[float, float] | None, backward: bool) -> dict[str, Any]:
     stats = _stats(item.parameters, item.flops)
     kind = "" if item.type == item.name else item.type
     head = [width(item.name, 13.5) + width(kind, 12.5) + 26, width(stats, 11.5) + 20]
@@ -281,8 +277,9 @@ class _Frame:
     ) -> Iterator[str]:
         chain, rows = self.arranged.chains[e], self.group["layers"]
         first, last = chain[0], chain[-1]
-        at, layer = x[first] + (self.port(e, 0) or fans.get((e, 0), 0.0)), next(
-            i for i, row in enumerate(rows) if first in row
+        at, layer = (
+            x[first] + (self.port(e, 0) or fans.get((e, 0), 0.0)),
+            next(i for i, row in enumerate(rows) if first in row),
         )
         end = x[last] + (self.port(e, 1) or fans.get((e, 1), 0.0))
         path = [f"M{at:.1f} {y[first] + self.size(first)[1] / 2:.1f}"]
@@ -328,9 +325,7 @@ def _named(item: dict[str, Any]) -> str:
 def _box(item: dict[str, Any], x: float, y: float) -> Iterator[str]:
     w, h = item["w"], item["h"]
     left, top, more = x - w / 2, y - h / 2, item["group"]
-    yield f'<g class="box {item["look"]}{" more" if more else ""}"' + (
-        f' data-id="{more["id"]}">' if more else ">"
-    )
+    yield f'<g class="box {item["look"]}{" more" if more else ""}"' + (f' data-id="{more["id"]}">' if more else ">")
     yield f"<title>{escape(item['title'])}</title>"
     round_ = 13 if item["kind"] != "module" else 7
     if more:
@@ -395,7 +390,7 @@ def page(document: dict[str, Any], opened: set[int]) -> str:
     rules |= {name: getattr(layout, name) for name in ("GAP", "BETWEEN", "STRAIGHT", "SHORT", "LONG", "SWEEPS")}
     rules |= {"FIRM": layout.FIRM, "STIFF": layout.STIFF}
     data = json.dumps({"sheet": document, "opened": sorted(opened), "rules": rules}, separators=(",", ":"))
-    data = data.replace("</", "<\\/")
+    data = data.replace("<", "\\u003c")  # so that no name ends the element that holds it
     policy = f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; img-src data:"
     return f"""<!doctype html>
 <html lang="en">

@@ -11,10 +11,26 @@ from typing import Any, Literal
 from etude.errors import UsageError, nearest
 from etude.graph.trace import Call, Op, Trace, Value
 
-LAYOUT = frozenset(
-    "view reshape transpose permute unsqueeze squeeze flatten unflatten expand expand_as contiguous t T mT "
-    "movedim swapaxes view_as reshape_as".split()
-)
+LAYOUT = {
+    "view",
+    "reshape",
+    "transpose",
+    "permute",
+    "unsqueeze",
+    "squeeze",
+    "flatten",
+    "unflatten",
+    "expand",
+    "expand_as",
+    "contiguous",
+    "t",
+    "T",
+    "mT",
+    "movedim",
+    "swapaxes",
+    "view_as",
+    "reshape_as",
+}
 """Operators that only say anew how the same numbers are laid out; a run of them is one box."""
 
 Kind = Literal["module", "operator", "input", "output", "port"]
@@ -105,8 +121,8 @@ def usual(root: Group) -> set[int]:
 
 
 def named(root: Group, names: Iterable[str]) -> set[int]:
-    """The groups of these modules (by name in the model, or by class) and all that they are within. UsageError names the
-    nearest where one is unknown."""
+    """The groups of these modules (by name in the model, or by class) and all that they are within. UsageError names
+    the nearest where one is unknown."""
     wanted, known, opened = set(names), set(), set()
 
     def visit(group: Group, around: tuple[int, ...]) -> None:

@@ -166,7 +166,7 @@ def place(
             pulls[a].append((b, -shift, weight))
     row = {cell: i for i, layer in enumerate(arrangement.layers) for cell in layer}
     for layer in arrangement.layers:
-        _settle(layer, sizes, placed.x, {cell: (0.0, 1.0) for cell in layer})
+        _settle(layer, sizes, placed.x, dict.fromkeys(layer, (0.0, 1.0)))
     for sweep in range(4 * SWEEPS):
         both = sweep >= 2 * SWEEPS
         downwards = sweep % 2 == 0

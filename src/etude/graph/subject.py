@@ -1,7 +1,7 @@
 """What is traced or checked: a size of the catalog on example inputs, or a run on a batch of its own training data.
 
-Both become a model, named input tensors and two functions: the forward pass, and the scalar whose gradient is asked for.
-Of a run that is its task's loss; of a size, which has no task, its outputs along a fixed random direction.
+Both become a model, named input tensors and two functions: the forward pass, and the scalar whose gradient is asked
+for. Of a run that is its task's loss; of a size, which has no task, its outputs along a fixed random direction.
 """
 
 import inspect
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-import etude
 from etude import catalog
 from etude.data.base import Batch
 from etude.engine.replay import seed_step
@@ -59,7 +58,7 @@ def subject(what: str, *, dtype: torch.dtype = torch.float32, small: bool = Fals
     `small` takes fewer and smaller pictures where a size's example is one of pictures alone.
     """
     if (Path(what) / "recipe.json").is_file() or Path(what).is_dir() or "/" in what:
-        return _of_run(etude.open(what), dtype)
+        return _of_run(Run(what), dtype)
     row = catalog.system(what)
     return _of_size(what if what in row.sizes else row.sizes[0], dtype, small)
 

@@ -1,9 +1,9 @@
 """What one real forward pass did: which operators ran, in which modules, on which tensors; and what came back.
 
-The pass runs as it always does. Three things listen: a TorchFunctionMode sees each operator as it is called from Python,
-hooks on the modules tell in which module, and a TorchDispatchMode counts floating-point operations by the formulas of
-torch.utils.flop_counter (a multiplication and an addition are two). So control flow, in-place operators, masks and
-custom autograd functions are no obstacle, and nothing is traced symbolically.
+The pass runs as it always does. Three things listen: a TorchFunctionMode sees each operator as it is called from
+Python, hooks on the modules tell in which module, and a TorchDispatchMode counts floating-point operations by the
+formulas of torch.utils.flop_counter (a multiplication and an addition are two). So control flow, in-place operators,
+masks and custom autograd functions are no obstacle, and nothing is traced symbolically.
 
 A tensor is known by its identity and version: every tensor met is kept alive until the pass is over, so that no two
 share an id, and one that an in-place operator has changed is that operator's output from then on, in all its views.
@@ -262,7 +262,11 @@ class _Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types_: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if isinstance(func, types.FunctionType) and CHECKS & set(func.__code__.co_names) and func.__globals__ is vars(F):
+        if (
+            isinstance(func, types.FunctionType)
+            and CHECKS & set(func.__code__.co_names)
+            and func.__globals__ is vars(F)
+        ):
             with self:
                 return _opened(func)(*args, **kwargs)
         read = {id(t): t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}

@@ -238,3 +238,19 @@ def test_every_system_offers_an_example_that_traces_back(size):
     found = record(model, *catalog.example(size), scalar=lambda y: y.square().sum())
     assert found.inputs and found.ops and found.weights
     assert set(found.weights) == {name for name, p in model.named_parameters()}
+
+
+def test_operators_on_integers_are_one_box():
+    from etude.graph.fold import fold, shown
+
+    class Model(nn.Module):
+        def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+            edges = edges[:, edges[0] != edges[1]].sort(dim=1).values
+            return x[edges[0]] * x[edges[1]]
+
+    root = fold(record(Model(), torch.randn(5, 2), torch.randint(5, (2, 9))))
+    seen, _ = shown(root, set())
+    assert [node["name"] for node in seen if node["kind"] == "module"] == ["index arithmetic"]
+    assert [node["name"] for node in seen if node["kind"] == "operator"] == ["getitem", "getitem", "mul"]
+    everything, _ = shown(root, {group.number for group in root.groups()})
+    assert [node["name"] for node in everything].count("getitem") == 7

@@ -367,7 +367,7 @@ def _head(document: dict[str, Any]) -> tuple[str, float]:
     """The lines above the drawing, and how wide they are."""
     lines = [
         f'<text class="title" x="{MARGIN}" y="34">{escape(document["title"])}</text>',
-        f'<text class="facts" x="{MARGIN}" y="54">{escape(document["facts"])}, {escape(document["note"])}</text>',
+        f'<text class="facts" x="{MARGIN}" y="54">{escape(document["facts"])} · {escape(document["note"])}</text>',
     ]
     wide = max(width(document["title"], 18), width(document["facts"] + document["note"], 12) + 10)
     if document["scale"]:

@@ -23,7 +23,7 @@ class Drawing:
     opened: set[int]
 
     def _sheet(self) -> dict[str, Any]:
-        said = f"forward, on {self.note}"
+        said = f"forward pass on {self.note}"
         return drawn.sheet(self.trace, self.root, title=self.title, note=said)
 
     def svg(self) -> str:

@@ -12,26 +12,13 @@ from etude.errors import UsageError, nearest
 from etude.graph.trace import Call, Op, Trace, Value
 
 LAYOUT = {
-    "view",
-    "reshape",
-    "transpose",
-    "permute",
-    "unsqueeze",
-    "squeeze",
-    "flatten",
-    "unflatten",
-    "expand",
-    "expand_as",
-    "contiguous",
-    "t",
-    "T",
-    "mT",
-    "movedim",
-    "swapaxes",
-    "view_as",
-    "reshape_as",
+    *("view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "expand", "expand_as", "contiguous"),
+    *("transpose", "swapaxes", "permute", "movedim", "t", "T", "mT", "unsqueeze", "squeeze"),
 }
 """Operators that only say anew how the same numbers are laid out; a run of them is one box."""
+
+INDICES = 4
+"""So many operators on integers alone, in one module, are one box: no gradient flows through them."""
 
 Kind = Literal["module", "operator", "input", "output", "port"]
 
@@ -197,11 +184,12 @@ class _Folder:
         self.groups: dict[Call, Group] = {trace.root: self.root}
         self.boxes: dict[Call, Item] = {}
         self.seen: set[tuple[Group, int, int, Value]] = set()
+        self.homes = {op: op.call for op in trace.ops} | self._indices()
         merged = self._runs()
         for value in trace.inputs:
             self._place(self.root, value, Item("input", value.name or "input"))
         for op in trace.ops:
-            group = self._group(op.call)
+            group = self._group(self.homes[op])
             if merged[op] is op:
                 run = [other.name for other in trace.ops if merged[other] is op] if op.name in LAYOUT else [op.name]
                 box = self._place(group, op, Item("operator", _run_name(run), detail=" · ".join(run)))
@@ -210,7 +198,7 @@ class _Folder:
                 self.places[group, op] = self.places[group, merged[op]]
             box.parameters += sum(op.parameters.values())
             box.flops += op.flops
-            for call in op.call.chain()[:-1]:
+            for call in self.homes[op].chain()[:-1]:
                 self.boxes[call].flops += op.flops
         for op in trace.ops:
             for value in op.inputs:
@@ -222,6 +210,25 @@ class _Folder:
         for call, item in self.boxes.items():
             self._sum_up(call, item)
 
+    def _indices(self) -> dict[Op, Call]:
+        """Operators that make integers of integers, and depend on inputs and each other alone: where they are many,
+        they get a home of their own, as if a module had been called."""
+        found: dict[Call, list[Op]] = {}
+        gathered: set[Op] = set()
+        for op in self.trace.ops:
+            plain = all(v.dtype.startswith(("int", "uint", "bool")) for v in [*op.inputs, *op.outputs])
+            ready = all(v.source is None or (v.source in gathered and v.source.call is op.call) for v in op.inputs)
+            if plain and ready:
+                gathered.add(op)
+                found.setdefault(op.call, []).append(op)
+        homes: dict[Op, Call] = {}
+        for call, ops in found.items():
+            if len(ops) >= INDICES:
+                path = f"{call.path}.index arithmetic".removeprefix(".")
+                home = Call(-1, path, "index arithmetic", None, call)
+                homes |= dict.fromkeys(ops, home)
+        return homes
+
     def _runs(self) -> dict[Op, Op]:
         """Each operator's first of the run of pure layout operators that it goes on with; itself elsewhere."""
         readers = Counter(value for op in self.trace.ops for value in op.inputs)
@@ -231,7 +238,7 @@ class _Folder:
             joins = (
                 before is not None
                 and {op.name, before.name} <= LAYOUT
-                and before.call is op.call
+                and self.homes[before] is self.homes[op]
                 and readers[op.inputs[0]] == 1
                 and op.inputs[0] not in self.trace.outputs
             )
@@ -242,7 +249,7 @@ class _Folder:
         if call not in self.groups:
             assert call.parent is not None
             parent = self._group(call.parent)
-            detail = call.module.extra_repr() if call.module is not None else ""
+            detail = call.module.extra_repr() if call.module is not None else "operators on integers alone"
             item = Item("module", call.label, call.kind, path=call.path, detail=detail)
             item.inner = self.groups[call] = Group(call.path, call.label)
             self.boxes[call] = self._place(parent, call, item)
@@ -261,8 +268,8 @@ class _Folder:
     def _connect(self, value: Value, op: Op | None) -> None:
         """An edge in the innermost group that holds both ends, and from its ports on in the groups within it."""
         root = self.trace.root
-        start = [*reversed(value.source.call.chain())] if value.source else [root]
-        end = [*reversed(op.call.chain())] if op else [root]
+        start = [*reversed(self.homes[value.source].chain())] if value.source else [root]
+        end = [*reversed(self.homes[op].chain())] if op else [root]
         common = 0
         while common < min(len(start), len(end)) and start[common] is end[common]:
             common += 1

@@ -62,12 +62,6 @@ class MLP(nn.Module):
 
 sizes = {"mlp": Config()}
 
-
-def example(config: Config) -> tuple[Tensor, ...]:
-    """Inputs that the model takes, for drawing and counting."""
-    return (torch.randn(1, config.in_features),)
-
-
 RENAME: dict[str, tuple[tuple[str, str], ...]] = {}
 
 

@@ -115,7 +115,7 @@ def _group(group: Group, total: int, scale: tuple[float, float] | None, backward
                 "source_port": e.source_port,
                 "target_port": e.target_port,
                 "label": label,
-                "w": max(map(width, label), default=-6.0) * 0.94 + 6,
+                "w": max((width(line, 11) for line in label), default=-8.0) + 10,
                 "h": 14 * len(label) + 1 if label else 0,
                 "level": _level(e.gradient, scale) if backward else None,
                 "dashed": backward and not e.gradient,
@@ -239,6 +239,10 @@ class _Frame:
         for e, edge in enumerate(self.edges):
             yield from self._edge(e, edge, x, y, dy, fans)
             label = self.arranged.chains[e][1]
+            if edge["label"]:
+                left, top = x[label] - edge["w"] / 2 + 4, y[label] - edge["h"] / 2
+                size = f'width="{edge["w"] - 8:.1f}" height="{edge["h"]:.1f}"'
+                labels.append(f'<rect class="page" x="{left:.1f}" y="{top:.1f}" {size}/>')
             for k, text in enumerate(edge["label"]):
                 line = y[label] - edge["h"] / 2 + 11 + 14 * k
                 labels.append(f'<text class="label" x="{x[label]:.1f}" y="{line:.1f}">{escape(text)}</text>')

@@ -91,8 +91,12 @@ def _ranks(count: int, edges: Sequence[tuple[int, int]], top: set[int], bottom: 
             if not waiting[target]:
                 ready.append(target)
     assert len(order) == count, "the graph has a cycle"
-    for node in reversed(order):  # what starts on its own stands just above what needs it
-        if not before[node] and node not in top and after[node]:
+    loose = set()  # what starts on its own, and what is made of that alone, stands just above what needs it
+    for node in order:
+        if node not in top and len(after[node]) >= len(before[node]) and loose.issuperset(before[node]):
+            loose.add(node)
+    for node in reversed(order):
+        if node in loose and after[node]:
             ranks[node] = min(ranks[target] for target in after[node]) - 1
     lowest = max((ranks[node] for node in range(count) if node not in bottom), default=0)
     for node in bottom:

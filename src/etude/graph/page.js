@@ -197,6 +197,7 @@
       path += bend(at, here, end, isPort ? tip : tip - 5);
       out.push(`<path class="${stroke(edge)}" d="${path}"><title>${esc(edge.title)}</title></path>`);
       if (!isPort) out.push(`<path class="${stroke(edge).replace("edge", "tip")}" d="M${f(end - 4)} ${f(tip - 7)}h8l-4 7z"/>`);
+      if (edge.label.length) labels.push(`<rect class="page" x="${f(x[chain[1]] - edge.w / 2 + 4)}" y="${f(y[chain[1]] - edge.h / 2)}" width="${f(edge.w - 8)}" height="${f(edge.h)}"/>`);
       edge.label.forEach((text, k) => labels.push(`<text class="label" x="${f(x[chain[1]])}" y="${f(y[chain[1]] - edge.h / 2 + 11 + 14 * k)}">${esc(text)}</text>`));
     });
     items.forEach((item, i) => {

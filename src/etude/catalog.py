@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from etude.errors import UsageError, nearest
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,12 @@ def model(name: str, **overrides: Any) -> nn.Module:
         return replace(config, **overrides).build()
     except (TypeError, ValueError, RuntimeError) as error:  # a value that a layer does not take
         raise UsageError(f"{name} cannot be built with {overrides}: {error}") from error
+
+
+def example(name: str) -> tuple[Tensor, ...]:
+    """Inputs that the model of this size takes, drawn from torch's generator: for drawing and counting."""
+    module = importlib.import_module(system(name).module)
+    return module.example(module.sizes[name])
 
 
 def parameters(row: System) -> dict[str, int]:

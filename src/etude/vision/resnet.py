@@ -16,6 +16,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -245,5 +246,12 @@ sizes = {
     "resnet101": Config(depths=(3, 4, 23, 3), bottleneck=True),
     "resnet152": Config(depths=(3, 8, 36, 3), bottleneck=True),
 }
+
+
+def example(config: Config) -> tuple[Tensor, ...]:
+    """Inputs that the model takes, for drawing and counting."""
+    side = 224 if config.stem == "imagenet" else 32
+    return (torch.randn(1, config.in_channels, side, side),)
+
 
 RENAME: dict[str, tuple[tuple[str, str], ...]] = {"torchvision": ()}

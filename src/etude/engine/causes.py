@@ -13,7 +13,8 @@ from torch import Tensor
 NAMES = {
     "_softmax": "softmax", "_log_softmax": "log_softmax", "_to_copy": "cast", "native_batch_norm": "batch_norm",
     "native_layer_norm": "layer_norm", "native_group_norm": "group_norm", "addmm": "linear", "baddbmm": "bmm",
-    "linalg_vector_norm": "norm", "nll_loss_forward": "nll_loss", "nll_loss2d_forward": "nll_loss", "lift_fresh": "tensor",
+    "linalg_vector_norm": "norm", "nll_loss_forward": "nll_loss", "nll_loss2d_forward": "nll_loss", "lift_fresh": "constant",
+    "scalar_tensor": "constant",
     "_scaled_dot_product_flash_attention_for_cpu": "attention", "mkldnn_rnn_layer": "lstm", "_cudnn_rnn": "rnn",
     "true_divide": "div", "mkldnn_convolution": "convolution", "_batch_norm_with_update": "batch_norm",
 }  # fmt: skip
@@ -28,17 +29,17 @@ SLOPES = {
     "asin": "the slope of asin is infinite at -1 and 1; clamp the input just inside",
     "acosh": "the slope of acosh is infinite at 1; clamp the input just above",
     "atanh": "the slope of atanh is infinite at -1 and 1; clamp the input just inside",
-    "atan2": "atan2 has no slope at (0, 0); add a small number to one operand",
-    "norm": "the norm has no slope at the zero vector; use sqrt(sum(x^2) + eps)",
-    "std": "a standard deviation has no slope where all values are equal; use sqrt(var + eps)",
+    "hypot": "the length of (x, y) has no slope at (0, 0); use sqrt(x^2 + y^2 + eps)",
+    "logsumexp": "logsumexp has no slope where all its entries are -Inf; leave one open",
     "div": "division by a number whose square is 0; clamp the divisor, or add a small number to it",
     "reciprocal": "division by a number whose square is 0; clamp the divisor, or add a small number to it",
 }
-"""Where the backward pass of a function fails though its value is finite."""
+"""Where the backward pass of a function fails though its value is finite. torch itself sees to the norm at the zero
+vector, atan2 at (0, 0) and the std of equal values: their slope there is 0."""
 
 _PRODUCTS = {"linear", "mm", "bmm", "mv", "dot", "convolution", "convolution_backward", "sum", "cumsum", "prod", "cumprod",
              "norm", "square", "attention", "lstm", "rnn", "logsumexp", "cosh", "sinh", "exp", "exp2", "expm1",
-             "add", "mul", "pow", "addcmul", "lerp", "einsum", "mse_loss", "var", "std", "mean"}  # fmt: skip
+             "add", "mul", "pow", "nll_loss", "addcmul", "lerp", "einsum", "mse_loss", "var", "std", "mean"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def name_of(func: torch._ops.OpOverload) -> str:
 
 def forward(name: str, operands: Sequence[Tensor | float], output: Tensor) -> Cause:
     """What made `output` not finite. `operands` are tensors and numbers in the operator's order, as before it ran."""
-    bad = ~torch.isfinite(output)
+    bad = torch.isnan(output) if torch.isnan(output).any() else ~torch.isfinite(output)
     tensors = [one for one in operands if isinstance(one, Tensor) and one.is_floating_point()]
     if any(one.numel() == 0 for one in tensors) or (name in ("var", "std") and tensors[0].numel() < 2):
         return Cause("the mean of nothing: no element was selected (an empty mask?); divide by max(count, 1)")
@@ -95,14 +96,15 @@ def forward(name: str, operands: Sequence[Tensor | float], output: Tensor) -> Ca
     if name in ("softmax", "log_softmax", "logsumexp", "attention"):
         if any(torch.isneginf(one).any() for one in tensors):
             return Cause("all entries of a row are -Inf (everything is masked); leave one open, or skip such rows")
-    if name == "nll_loss":
+    labels = [one for one in operands if isinstance(one, Tensor) and not one.is_floating_point()]
+    if name == "nll_loss" and labels and bool((labels[0] == operands[-1]).all()):  # ignore_index
         return Cause("the mean of nothing: every label is ignored (an empty mask?)")
     if len(known) > 1 and name in ("sub", "add") and all(map(math.isinf, known[:2])):
         return Cause("Inf - Inf has no value; mask with a large finite number instead", "Inf - Inf")
     if len(known) > 1 and name == "mul" and 0 in known[:2] and any(map(math.isinf, known[:2])):
         return Cause("0 x Inf has no value; select with torch.where instead of multiplying by a mask", "0 x Inf")
-    if name in ("tensor", "cast") and tensors and not torch.isfinite(tensors[0]).all():
-        return Cause(f"a constant that is {'NaN' if torch.isnan(tensors[0]).any() else 'Inf'}")
+    if name == "constant":
+        return Cause("a constant that is NaN")
     constants = [one for one in tensors if torch.isnan(one).any()]
     if constants:
         return Cause(f"an operand of shape {tuple(constants[0].shape)}, neither a weight nor of the batch, is NaN")

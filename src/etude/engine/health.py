@@ -187,6 +187,7 @@ class Judge:
         self._sizes, self._players = sizes, players
         self.last: Measured = {}
         self._ill: set[tuple[str, str]] = set()
+        self._advised: set[str] = set()
         self._disagree: dict[tuple[str, str], int] = {}
         self._past: dict[str, deque[float]] = {}
         self._largest: dict[str, float] = {}
@@ -212,17 +213,22 @@ class Judge:
             if mine:
                 self._gradients(player, mine, found)
         for name, ratio in measured.get("update_ratios", {}).items():
-            found["rewritten"][name] = (ratio > REWRITTEN, ratio)
+            found["rewritten"][name] = (ratio > REWRITTEN * self._half("rewritten", name), ratio)
         for name, share in measured.get("dead_units", {}).items():
-            found["dead"][name] = (share > DEAD, share)
+            found["dead"][name] = (share > DEAD * self._half("dead", name), share)
         said = []
         for kind, layers in found.items():
             appeared, cured = self._changes(kind, {name: ill for name, (ill, _) in layers.items()})
             if appeared:
-                said.append(_appeared(kind, {name: layers[name][1] for name in appeared}))
+                said.append(_appeared(kind, {name: layers[name][1] for name in appeared}, advise=kind not in self._advised))
+                self._advised.add(kind)
             if cured:
                 said.append(f"{_WORDS[kind][1]} {_listed(cured)}")
         return said
+
+    def _half(self, kind: str, name: str) -> float:
+        """What is ill is well again below half of where it began, so that nothing is said over and over."""
+        return 0.5 if (kind, name) in self._ill else 1.0
 
     def _gradients(self, player: str, mine: dict[str, float], found: dict[str, dict[str, tuple[bool, float]]]) -> None:
         """Gradients per weight (root mean squares) of one player's layers, against each other and their own past."""
@@ -294,11 +300,12 @@ _WORDS = {
 """What is said when it appears, when it is cured, how far it goes, what usually helps."""
 
 
-def _appeared(kind: str, values: dict[str, float]) -> str:
+def _appeared(kind: str, values: dict[str, float], *, advise: bool) -> str:
     begin, _, far, helps = _WORDS[kind]
     worst = (min if kind == "vanishing" else max)(values.values())
     upto = ("down to " if kind == "vanishing" else "up to ") if len(values) > 1 else ""
-    return f"{begin} {_listed(list(values))}: {upto}{far.format(worst)}; what usually helps: {helps}"
+    advice = f"; what usually helps: {helps}" if advise else ""
+    return f"{begin} {_listed(list(values))}: {upto}{far.format(worst)}{advice}"
 
 
 def _listed(names: list[str]) -> str:

@@ -241,12 +241,15 @@ class _Watch(TorchDispatchMode):
             for name, module in model.named_modules()
             for handle in (
                 module.register_forward_pre_hook(self._enter(name)),
-                module.register_forward_hook(lambda *_: self._layers.pop() and None),
+                module.register_forward_hook(self._leave),
             )
         ]
 
     def _enter(self, name: str) -> Callable[[nn.Module, tuple], None]:
         return lambda module, inputs: self._layers.append(name)
+
+    def _leave(self, module: nn.Module, inputs: tuple, output: Any) -> None:
+        self._layers.pop()
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)

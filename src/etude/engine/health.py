@@ -12,7 +12,7 @@ keeps nothing that metrics.jsonl does not hold: after a resume it has read that 
 import contextlib
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
@@ -51,8 +51,9 @@ _SATURATING = {nn.Sigmoid: (0.5, 0.5), nn.Tanh: (0.0, 1.0)}
 
 
 def every(log_every: int, steps: int) -> int:
-    """Steps from one measurement to the next: a hundred measurements a run, but no more often than is logged."""
-    return max(log_every, steps // 100)
+    """Steps from one measurement to the next: fifty measurements a run, but half as often as is logged at most. A
+    measured step of a small network costs a third more than others (docs/health.md): spread over these, 2 %."""
+    return max(2 * log_every, steps // 50)
 
 
 def layer(parameter: str) -> str:
@@ -61,10 +62,17 @@ def layer(parameter: str) -> str:
 
 
 class Probe:
-    """Measures one update, in the order `outputs` (around the passes), `before`, `after` (around the optimiser)."""
+    """Measures one update at a time, in the order `outputs` (around the passes), `before`, `after` (around the
+    optimiser's step)."""
 
     def __init__(self, model: nn.Module):
-        self._model = model
+        watched = [
+            (name or "model", module)
+            for name, module in model.named_modules()
+            if module._parameters or isinstance(module, (*_ZEROED, *_SATURATING))
+        ]
+        self._hooks = [(module, self._hook(name, module)) for name, module in watched]
+        self._order = {name: place for place, (name, _) in enumerate(watched)}
         self._squares: dict[str, list[tuple[Tensor, int]]] = {}
         self._alive: dict[str, Tensor] = {}
         self._channels = False
@@ -72,20 +80,18 @@ class Probe:
     @contextlib.contextmanager
     def outputs(self) -> Iterator[None]:
         """Within, the outputs of layers with weights and of activations are measured: over all parts of a batch."""
-        handles = [
-            module.register_forward_hook(self._hook(name or "model", module))
-            for name, module in self._model.named_modules()
-            if module._parameters or isinstance(module, (*_ZEROED, *_SATURATING))
-        ]
+        self._squares, self._alive = {}, {}
+        handles = [module.register_forward_hook(hook) for module, hook in self._hooks]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, name: str, module: nn.Module):
+    def _hook(self, name: str, module: nn.Module) -> Callable[[nn.Module, tuple, Any], None]:
         saturating = next((place for kind, place in _SATURATING.items() if isinstance(module, kind)), None)
-        zeroed = isinstance(module, _ZEROED)
+        unit_wise = saturating is not None or isinstance(module, _ZEROED)
+        channels = isinstance(module, _ConvNd | _NormBase | nn.GroupNorm)
 
         def after(module: nn.Module, inputs: tuple, output: Any) -> None:
             while isinstance(output, tuple | list) and output:
@@ -94,9 +100,10 @@ class Probe:
                 return
             if output.layout != torch.strided:
                 return
-            value = output.detach()
-            value = value if value.dtype in (torch.float32, torch.float64) else value.float()
-            if zeroed or saturating:
+            value, count = output.detach(), output.numel()
+            if value.dtype in (torch.bfloat16, torch.float16):
+                value = value.float()
+            if unit_wise:
                 axes = self._but_units(value)
                 norms = torch.linalg.vector_norm(value, dim=axes) if axes else value.abs()
                 alive = norms > 0  # a norm is exactly 0 where everything is (or too small to be squared)
@@ -108,8 +115,8 @@ class Probe:
                 self._alive[name] = alive if known is None or known.shape != alive.shape else alive | known
                 value = norms
             else:
-                self._channels = isinstance(module, _ConvNd | _NormBase | nn.GroupNorm)
-            self._squares.setdefault(name, []).append((torch.linalg.vector_norm(value), output.numel()))
+                self._channels = channels
+            self._squares.setdefault(name, []).append((torch.linalg.vector_norm(value), count))
 
         return after
 
@@ -145,7 +152,7 @@ class Probe:
         changed, weight = _by_layer(steps), _by_layer(lengths)
         # a layer of zeros has no length that an update could be compared with
         ratios = {name: changed[name] / weight[name] for name in changed if weight[name] > 0}
-        order = {name or "model": place for place, (name, _) in enumerate(self._model.named_modules())}
+        order = self._order
         return {
             "grad_norms": _by_layer(gradients),
             "act_norms": {n: math.sqrt(sums[n][0] / sums[n][1]) for n in sorted(sums, key=order.__getitem__)},
@@ -322,14 +329,13 @@ def growth(weights: dict[str, Tensor], start: dict[str, Tensor]) -> dict[str, fl
         return _by_layer({name: float(held[name].double().norm()) for name in start})
 
     now, then = lengths(weights), lengths(start)
-    return {name: now[name] / then[name] for name in then if then[name] > 0}
+    return {name: now[name] / then[name] for name in then if 0 < then[name] < math.inf}
 
 
 def trend(norms: Sequence[tuple[int, float]], grown: dict[str, float], last: Measured, *, clipped: bool) -> str:
     """What the steps before a failure tell of its cause, or nothing. `norms`: (step, gradient norm), the last ones."""
     said = []
     if grown:
-        # not a number any more: infinitely grown
         name = max(grown, key=lambda n: grown[n] if math.isfinite(grown[n]) else math.inf)
         largest = grown[name]
         if not largest <= 100:

@@ -127,6 +127,7 @@ class Trainer:
             raise UsageError(f"the optimiser of {recipe.name} cannot be built: {error}") from error
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.ema = EMA(self.model, recipe.ema) if recipe.ema else None
+        self.probe = health.Probe(self.model)
         self.judge = health.Judge.of(self.parameters, list(optims))
 
     # ---------------------------------------------------------------- the step
@@ -139,7 +140,7 @@ class Trainer:
         self._seed(self._number)
         logs: Logs = {}
         losses: list[Tensor] = []
-        probe = health.Probe(self.model) if self._health_due else None
+        probe = self.probe if self._health_due else None
         # compiled code calls no hooks, and would be compiled anew for them: its outputs are not measured
         with probe.outputs() if probe and not self.compiled else contextlib.nullcontext():
             for part, micro in enumerate(monitor.split_batch(batch, parts)):

@@ -3,6 +3,7 @@
 Every case trains a small system into a run that fails with exit 5, and `replay` must find the same again.
 """
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +13,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from test_trainer import CPU
 from toys import Blobs, BlobSet
 
 from etude.data.base import Batch
-from etude.engine import fit
+from etude.engine import fit, monitor
 from etude.engine.optim import Optim, Schedule
+from etude.engine.precision import autocast
 from etude.engine.recipe import Recipe
 from etude.engine.replay import replay
 from etude.engine.run import Run
+from etude.engine.trainer import Trainer
 from etude.errors import NumericError, UsageError
 from etude.tasks.base import LossLogs
 from etude.tasks.classify import Classify
@@ -295,3 +299,120 @@ def test_a_label_out_of_range_is_bad_input(tmp_path):
     with pytest.raises(UsageError, match=rf"label 9 of sample {BAD} is out of range .*there are 3 classes, 0 to 2"):
         fit.train(recipe(spoiled("label")), run=tmp_path / "run", quiet=True, types=TYPES)
     assert "IndexError" in (tmp_path / "run" / "error.txt").read_text(), "the traceback is kept"
+
+
+# --- what is refused, and what is no cause
+
+
+class Table(nn.Module):
+    """Looks each picture's first pixel, in whole numbers, up in a table of five rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(5, WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.table((x.flatten(1)[:, 0] > 1e4).long() * 8))
+
+
+class Normed(nn.Module):
+    """BatchNorm after all but one sample are gone."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(x.flatten(1)[:1]).expand(len(x), -1))
+
+
+@dataclass(frozen=True)
+class Built:
+    """A network of this file by name."""
+
+    name: str
+
+    def build(self) -> nn.Module:
+        return NETWORKS[self.name]()
+
+
+class Masked(nn.Module):
+    """Attention with -Inf in its mask, and a log of 0 that is selected away in the forward pass and zeroed."""
+
+    def __init__(self, planted: bool = False):
+        super().__init__()
+        self.planted = planted
+        self.read, self.attend = nn.Linear(4, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.rnn, self.norm, self.head = nn.LSTM(8, 8, batch_first=True), nn.BatchNorm1d(4), nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.read(x.squeeze(1))
+        mask = torch.full((4, 4), -math.inf).triu(1)
+        h = h + self.attend(h, h, h, attn_mask=mask, need_weights=False)[0]
+        scores = (h @ h.mT + mask).softmax(2)
+        h, _ = self.rnn(F.dropout(scores @ h, 0.1))
+        if self.planted:
+            h = h * torch.log(x.sum((1, 2, 3))).view(-1, 1, 1)
+        return self.head(self.norm(h).flatten(1))
+
+
+NETWORKS = {
+    "table": Table,
+    "normed": Normed,
+    "masked": Masked,
+    "planted": lambda: Masked(planted=True),
+}
+
+
+def test_an_index_out_of_range_is_bad_input(tmp_path):
+    changes = spoiled("large", model=Built("table"))
+    with pytest.raises(UsageError, match=rf"index 8 of sample {BAD} is out of range in embedding in layer table"):
+        fit.train(recipe(changes), run=tmp_path / "run", quiet=True, types=(*TYPES, Built))
+
+
+def test_batchnorm_of_one_sample_is_named_by_its_layer(tmp_path):
+    with pytest.raises(UsageError, match=r"layer norm refuses the batch: Expected more than 1 value per channel"):
+        fit.train(recipe({"model": Built("normed")}), run=tmp_path / "run", quiet=True, types=(*TYPES, Built))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_healthy_update_has_no_cause(precision):
+    """The -Inf of masks, memory that is not yet written and what kernels keep for themselves are not mistaken."""
+    trainer = Trainer(recipe({"model": Built("masked"), "precision": precision}), None, world=CPU, quiet=True)
+    batch = trainer.dataset.finish(trainer._make(0))
+    for parts in (1, 4):
+        found = monitor.explain(
+            trainer.model, trainer.recipe.task.loss, batch, "model", parts, autocast(trainer.precision, CPU.device)
+        )
+        assert "finite when it was taken again" in found.what
+
+
+def test_a_cause_is_found_among_infinities_on_purpose(tmp_path):
+    changes = spoiled("zero", model=Built("planted"))
+    with pytest.raises(NumericError, match=rf"log in the model's own forward \(test_nan.py:\d+\) got 0 from sample {BAD}:"):
+        fit.train(recipe(changes), run=tmp_path / "run", quiet=True, types=(*TYPES, Built))
+
+
+def test_a_gradient_whose_norm_overflows_is_named():
+    """Each gradient is finite; the sum of their squares is not."""
+    model = nn.Linear(2, 1)
+    batch = {"image": torch.full((3, 2), 1e21), "index": torch.arange(3)}
+
+    def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, LossLogs]:
+        return model(batch["image"]).mean(), {}
+
+    found = monitor.explain(model, loss, batch, "model", 1, contextlib.nullcontext())
+    assert "the gradient of the weight weight reaches 1e+21: overflow of the gradient's norm" in found.what
+
+
+def test_no_trace_is_left_of_the_watch():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    batch = {"image": torch.full((3, 2), torch.nan), "index": torch.arange(3)}
+    found = monitor.explain(model, lambda m, b: (m(b["image"]).mean(), {}), batch, "model", 1, contextlib.nullcontext())
+    assert found.samples == [0, 1, 2] and found.given
+    monitor.explain(
+        model, lambda m, b: (m(torch.ones(3, 2)).log().mean(), {}), {"index": batch["index"]}, "model", 1,
+        contextlib.nullcontext(),
+    )  # fmt: skip
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert all(p.requires_grad for p in model.parameters())

@@ -5,12 +5,13 @@ import math
 import time
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import pytest
 import torch
 from test_trainer import CPU, digests, quiet, run_until
-from toys import everything, game
 from torch import nn
+from toys import everything, game
 
 from etude.basics import mlp
 from etude.engine import health
@@ -45,7 +46,7 @@ class Bent:
         rest = [nn.Flatten(), nn.Linear(8 * 16, 3)] if self.convolution else [nn.Linear(8, 3)]
         with torch.no_grad():
             first.weight.mul_(0.1)
-            first.bias.fill_(0.5)[: self.dead] = -100.0
+            first.get_parameter("bias").fill_(0.5)[: self.dead] = -100.0
         return nn.Sequential(*front, getattr(nn, self.activation)(), *rest)
 
 
@@ -97,7 +98,8 @@ def test_the_update_is_measured_for_every_optimiser(tmp_path, optim):
 
 def test_parts_of_a_batch_are_measured_as_the_whole(tmp_path):
     whole, parts = (quiet(PLAIN.with_(accumulate=n, steps=1), tmp_path / str(n)) for n in (1, 4))
-    whole.fit(), parts.fit()
+    whole.fit()
+    parts.fit()
     for kind in health.KINDS:
         assert lines(parts)[0][kind] == pytest.approx(lines(whole)[0][kind], rel=2e-3)
 
@@ -196,7 +198,7 @@ def test_a_deep_sigmoid_network_vanishes(tmp_path):
     assert sum("hidden.0" in line for line in said(trainer)) == 1
 
 
-def deep(activation: str, init: str) -> Recipe:
+def deep(activation: Any, init: Any) -> Recipe:
     return find("mlp.digits").with_(
         model=mlp.Config(in_features=64, hidden=(64,) * 19, activation=activation, init=init),
         optim=Optim("sgd", lr=0.01), steps=80, name="mlp.deep",
@@ -337,5 +339,5 @@ def test_outputs_that_are_not_tensors_are_passed_over():
     names = list(model.named_parameters())
     probe.before(names, [torch.ones(()) for _ in names])
     seen = probe.after(CPU)
-    assert seen["act_norms"]["rnn"] == pytest.approx(float(out.square().mean().sqrt()), rel=1e-5)
+    assert seen["act_norms"]["rnn"] == pytest.approx(float(out.detach().square().mean().sqrt()), rel=1e-5)
     assert set(seen["act_norms"]) == {"rnn", "root"}

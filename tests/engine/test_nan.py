@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 from test_trainer import CPU
+from torch import Tensor, nn
 from toys import Blobs, BlobSet
 
 from etude.data.base import Batch
@@ -43,17 +43,21 @@ class Spoiled(Blobs):
 
 
 class SpoiledSet(BlobSet):
+    def __init__(self, data: Spoiled):
+        super().__init__(data)
+        self.fault = data.fault
+
     def fetch(self, split: str, indices: Any, *, epochs: Any = None, seed: int = 0) -> Batch:
         batch = super().fetch(split, indices, epochs=epochs, seed=seed)
-        if epochs is not None and self.data.fault == "label":
+        if epochs is not None and self.fault == "label":
             batch["label"] = torch.where(batch["index"] == BAD, 9, batch["label"])
         return batch
 
     def finish(self, batch: Batch, *, seed: int = 0) -> Batch:
         batch = super().finish(batch, seed=seed)
         bad = batch["index"] == BAD
-        if "epoch" in batch and self.data.fault in VALUES:
-            batch["image"][bad] = VALUES[self.data.fault]
+        if "epoch" in batch and self.fault in VALUES:
+            batch["image"][bad] = VALUES[self.fault]
         return batch
 
 
@@ -216,8 +220,10 @@ CASES = {
     ),
     "softmax of a masked row": Case(
         ("softmax in layer part", "all entries of a row are -Inf"),
-        spoiled("zero", model=Planted("masked softmax")), "part", True,
-    ),  # fmt: skip
+        spoiled("zero", model=Planted("masked softmax")),
+        "part",
+        True,
+    ),
     "0 x Inf": Case(("mul in layer part", "0 x Inf"), spoiled("zero", model=Planted("times infinity")), "part", True),
     "Inf - Inf": Case(("sub in layer part", "Inf - Inf"), spoiled("zero", model=Planted("difference")), "part", True),
     "direction of a zero vector": Case(
@@ -227,20 +233,26 @@ CASES = {
         ("div in layer part", "zero vector"), spoiled("zero", model=Planted("cosine")), "part", True
     ),
     "no spread": Case(
-        ("div in layer part", "0 divided by 0", "spread of 0"), spoiled("zero", model=Planted("standardise")), "part", True
+        ("div in layer part", "0 divided by 0", "spread of 0"),
+        spoiled("zero", model=Planted("standardise")),
+        "part",
+        True,
     ),
     "norm at the zero vector": Case(
         ("backward pass of sqrt", "infinite at 0"), spoiled("zero", task=Loss(edge="norm")), sample=True
     ),
     "acos at 1": Case(("backward pass of acos", "infinite"), spoiled("zero", task=Loss(edge="acos")), sample=True),
-    "power below 1 at 0": Case(("backward pass of pow", "infinite"), spoiled("zero", task=Loss(edge="pow")), sample=True),
+    "power below 1 at 0": Case(
+        ("backward pass of pow", "infinite"), spoiled("zero", task=Loss(edge="pow")), sample=True
+    ),
     "hypot at the origin": Case(
         ("backward pass of hypot", "no slope"), spoiled("zero", task=Loss(edge="hypot")), sample=True
     ),
     "negative variance": Case(
         ("log in the loss", "negative number has no log", "test_nan.py"),
-        spoiled("zero", task=Loss(edge="negative variance")), sample=True,
-    ),  # fmt: skip
+        spoiled("zero", task=Loss(edge="negative variance")),
+        sample=True,
+    ),
     "NaN target": Case(("the loss", "constant that is NaN"), spoiled("zero", task=Loss(edge="nan target"))),
     "log of a probability of 0": Case(
         ("log in the loss", "log of 0"), spoiled("zero", task=Loss(edge="log of a probability")), sample=True
@@ -337,7 +349,7 @@ class Built:
 
 
 class Masked(nn.Module):
-    """Attention with -Inf in its mask, and a log of 0 that is selected away in the forward pass and zeroed."""
+    """Attention with -Inf in its masks, a recurrent layer, dropout; `planted`, also a log of 0 in one sample."""
 
     def __init__(self, planted: bool = False):
         super().__init__()
@@ -389,7 +401,9 @@ def test_a_healthy_update_has_no_cause(precision):
 
 def test_a_cause_is_found_among_infinities_on_purpose(tmp_path):
     changes = spoiled("zero", model=Built("planted"))
-    with pytest.raises(NumericError, match=rf"log in the model's own forward \(test_nan.py:\d+\) got 0 from sample {BAD}:"):
+    with pytest.raises(
+        NumericError, match=rf"log in the model's own forward \(test_nan.py:\d+\) got 0 from sample {BAD}:"
+    ):
         fit.train(recipe(changes), run=tmp_path / "run", quiet=True, types=(*TYPES, Built))
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 NAMES = {
     "_softmax": "softmax", "_log_softmax": "log_softmax", "_to_copy": "cast", "native_batch_norm": "batch_norm",
     "native_layer_norm": "layer_norm", "native_group_norm": "group_norm", "addmm": "linear", "baddbmm": "bmm",
-    "linalg_vector_norm": "norm", "nll_loss_forward": "nll_loss", "nll_loss2d_forward": "nll_loss", "lift_fresh": "constant",
-    "scalar_tensor": "constant",
+    "linalg_vector_norm": "norm", "nll_loss_forward": "nll_loss", "nll_loss2d_forward": "nll_loss",
+    "lift_fresh": "constant", "scalar_tensor": "constant",
     "_scaled_dot_product_flash_attention_for_cpu": "attention", "mkldnn_rnn_layer": "lstm", "_cudnn_rnn": "rnn",
     "true_divide": "div", "mkldnn_convolution": "convolution", "_batch_norm_with_update": "batch_norm",
 }  # fmt: skip
@@ -37,9 +37,12 @@ SLOPES = {
 """Where the backward pass of a function fails though its value is finite. torch itself sees to the norm at the zero
 vector, atan2 at (0, 0) and the std of equal values: their slope there is 0."""
 
-_PRODUCTS = {"linear", "mm", "bmm", "mv", "dot", "convolution", "convolution_backward", "sum", "cumsum", "prod", "cumprod",
-             "norm", "square", "attention", "lstm", "rnn", "logsumexp", "cosh", "sinh", "exp", "exp2", "expm1",
-             "add", "mul", "pow", "nll_loss", "addcmul", "lerp", "einsum", "mse_loss", "var", "std", "mean"}  # fmt: skip
+_PRODUCTS = {
+    "linear", "mm", "bmm", "mv", "dot", "convolution", "convolution_backward", "attention", "lstm", "rnn", "sum",
+    "cumsum", "prod", "cumprod", "mean", "var", "std", "norm", "square", "pow", "add", "mul", "addcmul", "lerp",
+    "logsumexp", "nll_loss", "mse_loss",
+}  # fmt: skip
+"""Operators that multiply or add up: infinite numbers that they make of finite ones are too large for the format."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def forward(name: str, operands: Sequence[Tensor | float], output: Tensor) -> Ca
         return Cause("the mean of nothing: no element was selected (an empty mask?); divide by max(count, 1)")
     held = [_at(one, bad, output) for one in operands]
     known = [value for value in held if value is not None]
-    a, b = (held + [None, None])[:2]
+    a, b = [*held, None, None][:2]
     got = f"{a:.4g}" if a is not None else ""
     limit = torch.finfo(output.dtype).max
     dtype = str(output.dtype).removeprefix("torch.")
@@ -93,9 +96,9 @@ def forward(name: str, operands: Sequence[Tensor | float], output: Tensor) -> Ca
     if name in ("acos", "asin", "atanh", "acosh", "erfinv") and a is not None:
         domain = "at or above 1" if name == "acosh" else "between -1 and 1"
         return Cause(f"{name} is defined {domain} only; clamp the input", got)
-    if name in ("softmax", "log_softmax", "logsumexp", "attention"):
-        if any(torch.isneginf(one).any() for one in tensors):
-            return Cause("all entries of a row are -Inf (everything is masked); leave one open, or skip such rows")
+    over_rows = name in ("softmax", "log_softmax", "logsumexp", "attention")
+    if over_rows and any(torch.isneginf(one).any() for one in tensors):
+        return Cause("all entries of a row are -Inf (everything is masked); leave one open, or skip such rows")
     labels = [one for one in operands if isinstance(one, Tensor) and not one.is_floating_point()]
     if name == "nll_loss" and labels and bool((labels[0] == operands[-1]).all()):  # ignore_index
         return Cause("the mean of nothing: every label is ignored (an empty mask?)")
@@ -109,16 +112,18 @@ def forward(name: str, operands: Sequence[Tensor | float], output: Tensor) -> Ca
     if constants:
         return Cause(f"an operand of shape {tuple(constants[0].shape)}, neither a weight nor of the batch, is NaN")
 
-    reach = max((float(one[torch.isfinite(one)].abs().amax()) for one in tensors if torch.isfinite(one).any()), default=0)
+    reach = max(
+        (float(one[torch.isfinite(one)].abs().amax()) for one in tensors if torch.isfinite(one).any()), default=0
+    )
     if name == "cast":
-        return Cause(f"overflow: beyond {limit:.4g}, the largest {dtype} number; scale it down, or stay in float32", got,
-                     overflow=True)  # fmt: skip
+        words = f"overflow: beyond {limit:.4g}, the largest {dtype} number; scale it down, or stay in float32"
+        return Cause(words, got, overflow=True)
     if name in ("exp", "exp2", "expm1", "cosh", "sinh"):
-        return Cause(f"overflow: the result is beyond {limit:.2g}, the largest {dtype} number; subtract the largest "
-                     "first (logsumexp, log_softmax), or clamp", got, overflow=True)  # fmt: skip
+        words = f"overflow: the result is beyond {limit:.2g}, the largest {dtype} number; subtract the largest first "
+        return Cause(words + "(logsumexp, log_softmax), or clamp", got, overflow=True)
     if name in _PRODUCTS or reach > math.sqrt(limit) / 1e3:
-        return Cause(f"overflow: from numbers up to {reach:.2g} to one beyond {limit:.2g}, the largest {dtype} number",
-                     overflow=True)  # fmt: skip
+        words = f"overflow: from numbers up to {reach:.2g} to one beyond {limit:.2g}, the largest {dtype} number"
+        return Cause(words, overflow=True)
     return Cause(f"not finite, from numbers up to {reach:.2g}", got)
 
 
@@ -130,9 +135,10 @@ def backward(name: str, actual: Cause) -> Cause:
 
 
 def _division(a: float) -> str:
+    helps = "clamp the divisor, or add a small number to it"
     if a == 0:
-        return "0 divided by 0 (the mean over an empty mask, the direction of a zero vector, a spread of 0?); clamp the divisor, or add a small number to it"  # noqa: E501
-    return "division by 0; clamp the divisor, or add a small number to it"
+        return f"0 divided by 0 (the mean over an empty mask, the direction of a zero vector, a spread of 0?); {helps}"
+    return f"division by 0; {helps}"
 
 
 def _at(operand: Tensor | float, bad: Tensor, output: Tensor) -> float | None:

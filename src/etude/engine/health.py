@@ -28,14 +28,15 @@ Measured = dict[str, dict[str, float]]
 KINDS = ("grad_norms", "act_norms", "update_ratios", "dead_units")
 
 SATURATED = 0.01
-"""A sigmoid is saturated within this of 0 or 1, where its slope is below 4 % of its largest; tanh x is 2 sigmoid 2x - 1."""
+"""A sigmoid is saturated within this of 0 or 1, where its slope is below 4 % of its largest; tanh is a sigmoid, twice
+as high and as steep."""
 VANISHED = 1e-7
 """Of the largest layer's gradient, both per weight: far below this a layer stands still while the others learn. The
 median would be dragged down with the rest of a deep network whose gradient shrinks from layer to layer; the largest is
 that of the layers near the loss, and what lies below 1e-7 of the median lies below 1e-7 of it, too."""
 EXPLODED, GREW = 1e3, 10.0
 """Times the median layer's gradient, both per weight, while also GREW times the layer's own median of the last
-measurements. For the whole network: EXPLODED times its own median, and GREW times the largest that was ever measured."""
+measurements. For the whole network: EXPLODED times its own median, and GREW times the largest ever measured."""
 REWRITTEN = 1.0
 """An update as long as the weights it changes; about 1e-3 is usual."""
 DEAD = 0.5
@@ -143,7 +144,7 @@ class Probe:
         take = iter(numbers)
         gradients, steps, lengths = ({name: next(take) for name in self._names} for _ in range(3))
         sums = {
-            name: (sum(next(take) ** 2 for _ in seen), sum(count for _, count in seen))
+            name: (sum((next(take) ** 2 for _ in seen), 0.0), sum(count for _, count in seen))
             for name, seen in self._squares.items()
         }
         shares = dict(zip(self._alive, take))
@@ -160,12 +161,20 @@ class Probe:
             "dead_units": {n: shares[n] for n in sorted(shares, key=order.__getitem__)},
         }
 
-    def _share(self, world: World, sums: dict[str, tuple[float, int]]):
-        """Sums over all processes; a unit is dead that is so on each."""
+    def _share(
+        self, world: World, sums: dict[str, tuple[float, int]]
+    ) -> tuple[dict[str, tuple[float, int]], dict[str, float]]:
+        """Sums over all processes, and the dead units: those that are so on each."""
         gathered = world.gather((sums, {name: alive.cpu() for name, alive in self._alive.items()}))
-        sums = {name: tuple(map(sum, zip(*(theirs[name] for theirs, _ in gathered)))) for name in sums}
+        whole = {
+            name: (
+                sum((theirs[name][0] for theirs, _ in gathered), 0.0),
+                sum(theirs[name][1] for theirs, _ in gathered),
+            )
+            for name in sums
+        }
         alive = {name: torch.stack([theirs[name] for _, theirs in gathered]).any(0) for name in self._alive}
-        return sums, {name: 1 - float(one.float().mean()) for name, one in alive.items()}
+        return whole, {name: 1 - float(one.float().mean()) for name, one in alive.items()}
 
 
 def _by_layer(norms: dict[str, float]) -> dict[str, float]:
@@ -227,7 +236,9 @@ class Judge:
         for kind, layers in found.items():
             appeared, cured = self._changes(kind, {name: ill for name, (ill, _) in layers.items()})
             if appeared:
-                said.append(_appeared(kind, {name: layers[name][1] for name in appeared}, advise=kind not in self._advised))
+                said.append(
+                    _appeared(kind, {name: layers[name][1] for name in appeared}, advise=kind not in self._advised)
+                )
                 self._advised.add(kind)
             if cured:
                 said.append(f"{_WORDS[kind][1]} {_listed(cured)}")

@@ -331,7 +331,7 @@ class _Watch(TorchDispatchMode):
         if node is not None:
             known = self._places.get(node._sequence_nr())
             return known or _Place(node.name().removesuffix("0").removesuffix("Backward"), "", "")
-        number = torch._C._autograd._get_sequence_nr() - 1
+        number = torch._C._autograd._get_sequence_nr() - 1  # pyright: ignore[reportAttributeAccessIssue] - not in the stubs
         layer = self._layers[-1] if self._layers else None
         place = _Place(causes.name_of(func), layer, _source())
         if torch.is_grad_enabled():

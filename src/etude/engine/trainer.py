@@ -119,7 +119,7 @@ class Trainer:
         self.compiled = recipe.compile
         optims = by_player(recipe.optim)
         self.parameters = dict(self.model.named_parameters())  # by now, as sharded modules show others during a step
-        self._names = {p: name for name, p in self.parameters.items()}
+        self._names: dict[Tensor, str] = {p: name for name, p in self.parameters.items()}
         self.players = assemble(self.model, optims, self.world)
         try:
             self.optimizers = {name: optim.build(self.players[name].parameters) for name, optim in optims.items()}
@@ -154,14 +154,14 @@ class Trainer:
                         value = (value() if callable(value) else value).detach()
                         logs[name] = logs[name] + value / parts if name in logs else value / parts
         self.scaler.unscale_(optimizer)
-        moving = [p for p in mine.parameters if p.grad is not None]
-        norms = [full(norm) for norm in torch._foreach_norm([p.grad for p in moving])]
+        moving = [(p, p.grad) for p in mine.parameters if p.grad is not None]
+        norms = [full(norm) for norm in torch._foreach_norm([grad for _, grad in moving])]
         norm = torch.stack(norms).norm()
         if not self._finite(losses, norm):
             raise monitor.NonFinite(loss_fn, batch, player, self._number)
         self._norms.append((self.step, norm))
         if probe:
-            probe.before([(self._names[p], p) for p in moving], norms)
+            probe.before([(self._names[p], p) for p, _ in moving], norms)
         if self.recipe.clip is not None:
             nn.utils.clip_grads_with_norm_(mine.parameters, self.recipe.clip, norm)
         self.scaler.step(optimizer)

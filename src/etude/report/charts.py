@@ -497,10 +497,11 @@ def heat(
     share: bool = False,
     narrow: bool = False,
 ) -> str:
-    """A heat map of (rows, columns), as wide as the page or, `narrow`, as a line chart, with its title. `marks` are (column, text) along the bottom, the columns' names if left out.
+    """A heat map of (rows, columns), as wide as the page or, `narrow`, as a line chart, with its title.
 
-    `lead` names the value. NaN is blank; infinite numbers are hatched; on a log scale, which spans at most 8 decades,
-    0 is dotted. A `share`'s scale is that from 0 to 1.
+    `marks` are (column, text) along the bottom, the columns' names if left out. `lead` names the value. NaN is blank;
+    infinite numbers are hatched; on a log scale, which spans at most 8 decades, 0 is dotted. A `share`'s scale is that
+    from 0 to 1.
     """
     count_r, count_c = values.shape
     few = 18.0 if narrow else 24.0

@@ -316,11 +316,12 @@ def _health(records: dict[str, list[tuple[float, dict[str, Any]]]]) -> str:
     body = "".join(figures) if len(kinds) == 1 else f'<div class="grid2">{"".join(figures)}</div>'
     lead = (
         "What each layer went through over time, the layer nearest the input on top. A row of gradients that fades has "
-        "all but stopped learning; a column that stands out was a step with large gradients. An update is usually about "
-        "a thousandth of the weights it changes. A unit is dead that is 0, or saturated, for every sample of the batch."
+        "all but stopped learning; a column that stands out was a step with large gradients. An update is usually "
+        "about a thousandth of the weights it changes. A unit is dead that is 0, or saturated, for every sample of the "
+        "batch."
         if len(kinds) > 1
-        else "The norm of each layer's gradient over time, the layer nearest the input on top. A row that fades has all "
-        "but stopped learning; a column that stands out was a step with large gradients."
+        else "The norm of each layer's gradient over time, the layer nearest the input on top. A row that fades has "
+        "all but stopped learning; a column that stands out was a step with large gradients."
     )
     if none_dead:
         lead += " None was."

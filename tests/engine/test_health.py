@@ -136,7 +136,7 @@ def test_measuring_changes_no_bit(recipe, monkeypatch):
 
 
 def test_hooks_stand_in_due_steps_only(monkeypatch):
-    """Of 60 steps six are due, and no hook stays behind."""
+    """Of 60 steps four are due, and no hook stays behind."""
     trainer, due, hooked = quiet(everything()), [], []
     step = trainer.take_step
 
@@ -155,8 +155,8 @@ def test_hooks_stand_in_due_steps_only(monkeypatch):
     trainer.take_step = watch
     monkeypatch.setattr(nn.Linear, "forward", look)
     trainer.fit()
-    assert [at for at, is_due in enumerate(due) if is_due] == [0, 10, 20, 30, 40, 50]
-    assert sum(hooked) == 6 * 2 and len(hooked) == 60 * 2, "two accumulated parts a step"
+    assert [at for at, is_due in enumerate(due) if is_due] == [0, 15, 30, 45]
+    assert sum(hooked) == 4 * 2 and len(hooked) == 60 * 2, "two accumulated parts a step"
     assert not any(module._forward_hooks for module in trainer.model.modules())
 
 
@@ -193,7 +193,7 @@ def test_a_deep_sigmoid_network_vanishes(tmp_path):
     trainer = quiet(recipe, tmp_path / "run")
     trainer.fit()
     first = said(trainer)[0]
-    assert "step 21 " in first and "gradients vanish in hidden.0, hidden.1, hidden.2 and " in first
+    assert "step 31 " in first and "gradients vanish in hidden.0, hidden.1, hidden.2 and " in first
     assert "he_normal with relu, BatchNorm or residuals" in first
     assert sum("hidden.0" in line for line in said(trainer)) == 1
 
@@ -201,7 +201,7 @@ def test_a_deep_sigmoid_network_vanishes(tmp_path):
 def deep(activation: Any, init: Any) -> Recipe:
     return find("mlp.digits").with_(
         model=mlp.Config(in_features=64, hidden=(64,) * 19, activation=activation, init=init),
-        optim=Optim("sgd", lr=0.01), steps=80, name="mlp.deep",
+        optim=Optim("sgd", lr=0.01), steps=120, name="mlp.deep",
     )  # fmt: skip
 
 
@@ -227,7 +227,7 @@ def test_dead_layers_are_named(tmp_path):
     trainer = quiet(PLAIN.with_(model=Bent(dead=6), steps=60, **{"optim.lr": 0.01}), tmp_path / "run")
     trainer.fit()
     (line,) = said(trainer)
-    assert "step 11 " in line and "units are dead in 2: 75%" in line
+    assert "step 16 " in line and "units are dead in 2: 75%" in line
 
 
 def test_a_rate_that_is_too_high_is_named(tmp_path):
@@ -304,8 +304,8 @@ def test_nothing_is_said_again_after_a_resume(tmp_path):
 
 
 def test_every_is_at_most_fifty_times_a_run():
-    assert [health.every(10, steps) for steps in (60, 1000, 5000)] == [20, 20, 100]
-    assert health.every(1, 40) == 2
+    assert [health.every(10, steps) for steps in (60, 1000, 5000)] == [30, 30, 100]
+    assert health.every(1, 40) == 3
 
 
 def test_the_trend_before_a_failure():

@@ -52,9 +52,9 @@ _SATURATING = {nn.Sigmoid: (0.5, 0.5), nn.Tanh: (0.0, 1.0)}
 
 
 def every(log_every: int, steps: int) -> int:
-    """Steps from one measurement to the next: fifty measurements a run, but half as often as is logged at most. A
-    measured step of a small network costs a third more than others (docs/health.md): spread over these, 2 %."""
-    return max(2 * log_every, steps // 50)
+    """Steps from one measurement to the next: fifty measurements a run, but a third as often as is logged at most. A
+    measured step of a small network costs a third more than others (docs/health.md): spread over these, 1 %."""
+    return max(3 * log_every, steps // 50)
 
 
 def layer(parameter: str) -> str:

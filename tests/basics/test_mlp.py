@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from etude.basics.mlp import INITS, Config, Swish
+from etude.basics.mlp import Config
+from etude.nn.activations import INITS, Swish
 
 
 def phi(x):

@@ -1,5 +1,7 @@
 """`Images`: splits, purity, normalisation, Mixup by hand, folders."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -27,6 +29,50 @@ def test_splits_and_facts():
     assert len(pictures(held, "validation") & pictures(held, "train")) <= len(dataset.sizes)  # equal drawings, if any
 
 
+def test_a_subset_is_even_over_classes_and_grows():
+    whole = DIGITS.open().fetch("train", range(1437))
+
+    def rows(data):
+        """Which training samples these are, told by their pixels and label."""
+        batch = data.open().fetch("train", range(data.open().sizes["train"]))
+        return [(int(label), *image.flatten().tolist()) for image, label in zip(batch["image"], batch["label"])]
+
+    everything = rows(DIGITS)
+    few, many = (rows(replace(DIGITS, subset=n)) for n in (25, 200))
+    assert len(few) == 25 and len(many) == 200
+    assert set(few) < set(many) < set(everything)
+    assert few == [row for row in everything if row in set(few)]  # in the set's own order
+    counts = np.bincount([row[0] for row in few])
+    assert sorted(counts) == [2] * 5 + [3] * 5
+    assert np.array_equal(np.bincount([row[0] for row in many]), [20] * 10)
+    # where a class runs out, the others fill up
+    nearly = np.bincount([row[0] for row in rows(replace(DIGITS, subset=1430))])
+    sizes = np.bincount(whole["label"].numpy())
+    assert nearly.sum() == 1430 and ((nearly == sizes) | (nearly >= nearly.max() - 1)).all()
+    assert rows(replace(DIGITS, subset=1437)) == everything
+
+
+def test_validation_is_the_same_whatever_the_subset():
+    held = replace(DIGITS, validation=100)
+    small = replace(held, subset=50).open()
+    assert small.sizes == {"train": 50, "test": 360, "validation": 100}
+    same = [data.fetch("validation", range(100))["image"] for data in (small, held.open())]
+    assert torch.equal(*same)
+    trained = {tuple(x.flatten().tolist()) for x in small.fetch("train", range(50))["image"]}
+    left = {tuple(x.flatten().tolist()) for x in held.open().fetch("train", range(1337))["image"]}
+    assert trained <= left
+    assert replace(held, subset=1337).open().sizes["train"] == 1337
+    late = [data.open().batch(seed=1, step=40, batch_size=32) for data in [replace(held, subset=50)] * 2]
+    assert all(torch.equal(late[0][name], late[1][name]) for name in late[0])
+
+
+def test_a_subset_of_a_folder(folder):
+    data = Images(source="folder", path=str(folder), size=24, mean=(0.5,) * 3, std=(0.5,) * 3, subset=4)
+    dataset = data.open()
+    assert dataset.sizes == {"train": 4, "test": 6}
+    assert dataset.fetch("train", range(4))["label"].tolist() == [0, 0, 1, 1]
+
+
 def test_normalisation_by_hand():
     batch = DIGITS.open()
     raw = batch.fetch("test", [3, 1])
@@ -51,6 +97,35 @@ def test_batches_are_pure():
     other_epoch = dataset.fetch("train", range(64), epochs=1, seed=1)
     this_epoch = dataset.fetch("train", range(64), epochs=0, seed=1)
     assert not torch.equal(dataset.finish(other_epoch, seed=1)["image"], dataset.finish(this_epoch, seed=1)["image"])
+
+
+def test_distortion_is_the_samples_own():
+    """Fixed for every picture of every split: whatever the seed, the epoch, the neighbours or what is held out."""
+    change = Augment(degrees=30.0, translate=(0.2, 0.2), interpolation="bilinear")
+    data = Images(source="digits", mean=(0.3,), std=(0.4,), distort=change)
+    dataset, plain = data.open(), DIGITS.open()
+    for split in ("train", "test"):
+        straight, bent = (d.fetch(split, range(50))["image"] for d in (plain, dataset))
+        assert (bent != straight).flatten(1).any(1).float().mean() > 0.9
+        again = dataset.fetch(split, [7, 3], epochs=5, seed=9)["image"]
+        assert torch.equal(again, bent[[7, 3]])
+    drawn = change.parameters(seed=0, epochs=0, indices=[4], height=8, width=8, stream=order.DISTORT_TEST)
+    expected = change.apply(plain.fetch("test", [4])["image"], drawn)
+    assert torch.equal(dataset.fetch("test", [4])["image"], expected)
+    # a sample that is held out is the same picture as in training
+    held = Images(source="digits", mean=(0.3,), std=(0.4,), distort=change, validation=100).open()
+    known = {tuple(row.tolist()) for row in dataset.fetch("train", range(1437))["image"].flatten(1)}
+    assert {tuple(row.tolist()) for row in held.fetch("validation", range(100))["image"].flatten(1)} <= known
+
+
+def test_distortion_comes_before_augmentation_and_not_into_predictions():
+    change = Augment(degrees=90.0, interpolation="bilinear")
+    both = Images(source="digits", mean=(0.3,), std=(0.4,), distort=change, augment=Augment(flip=1.0)).open()
+    bent = both.fetch("train", range(8))["image"]
+    trained = both.finish(both.fetch("train", range(8), epochs=2, seed=1), seed=1)["image"]
+    torch.testing.assert_close(trained, both.data.normalise(bent.flip(-1)))
+    raw = DIGITS.open().fetch("test", [5])["image"][0]
+    assert torch.equal(both.data.prepare(raw), raw)
 
 
 def test_mixup_by_hand():
@@ -126,6 +201,10 @@ def test_any_folder_of_pictures(folder):
         ({"size": 16}, UsageError, "data.size"),
         ({"validation": 1437}, UsageError, "only 1437"),
         ({"mixup": -1.0}, UsageError, "mixup"),
+        ({"subset": 0}, UsageError, "subset is 0"),
+        ({"subset": -5}, UsageError, "positive"),
+        ({"subset": 1438}, UsageError, "1438, of only 1437"),
+        ({"subset": 1338, "validation": 100}, UsageError, "only 1337 .* 100 for validation"),
         ({"source": "folder"}, MissingError, "folder"),
         ({"source": "cifar10", "mean": (0.5,) * 3, "std": (0.5,) * 3}, MissingError, "cifar10"),
     ],

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from etude.data import order
+from etude.errors import UsageError
 
 Batch = dict[str, Tensor]
 """Named tensors whose first dimension is the sample. "index" names the samples, for reports of what went wrong."""
@@ -24,6 +25,10 @@ class Data(ABC):
     @abstractmethod
     def prepare(self, raw: Any) -> Tensor:
         """One raw input (a path, a picture, a text) -> a sample, as it would stand in the test split."""
+
+    def read(self, words: Sequence[str]) -> list[tuple[str, Any]]:
+        """What is named on a command line -> (name, raw input) each: files, texts, numbers, as suits the data."""
+        return [(word, word) for word in words]
 
     @abstractmethod
     def collate(self, samples: list[Tensor]) -> Batch:
@@ -48,6 +53,10 @@ class Dataset(ABC):
         """What is left to do where the model runs: augmentation of training batches (those with an "epoch"),
         normalisation."""
         return batch
+
+    def samples(self, split: str, count: int) -> list[tuple[str, Any]]:
+        """(name, raw input) of at most `count` samples, evenly spread over a split, as `predict` takes them."""
+        raise UsageError("this data has no samples to ask about", hint="etude predict RUN INPUT...")
 
     def batch(self, *, seed: int, step: int, batch_size: int, rank: int = 0, world: int = 1) -> Batch:
         """The training batch of `step`: this rank's share of the next `batch_size` samples of the shuffled epochs."""

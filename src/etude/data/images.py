@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from etude.data.augment import Augment
 from etude.data.base import Batch, Data, Dataset
 from etude.data.sources import ImageArrays, ImageFiles, source
 from etude.errors import UsageError
+
+PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+"""Endings of the files that are taken from a folder."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,18 @@ class Images(Data):
     mean: tuple[float, ...] = (0.5,)
     """Per channel, of pixels scaled to 0..1; its length is the number of channels."""
     std: tuple[float, ...] = (0.5,)
+    distort: Augment = field(default_factory=Augment)
+    """Of every picture of every split, once and for all, before any augmentation: a harder set of the same pictures. It
+    depends on the sample alone, not on the run's seed. `predict` takes pictures as they are."""
     augment: Augment = field(default_factory=Augment)
+    """Of training pictures, anew each epoch."""
     mixup: float = 0.0
     """alpha of lambda ~ Beta(alpha, alpha), mixing neighbours in a batch (arXiv 1710.09412); 0 is off."""
     validation: int = 0
     """Training samples held out to choose the best weights and to stop early."""
+    subset: int | None = None
+    """Train on this many samples only, as evenly over the classes as they allow: always the same, and among those of
+    any larger subset. Validation samples are drawn first, from the whole set, so that every subset has the same."""
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
@@ -45,6 +56,8 @@ class Images(Data):
             raise UsageError(f"data.std is {self.std}; every entry must be positive")
         if not 0 <= self.mixup < float("inf") or self.validation < 0:
             raise UsageError(f"data.mixup {self.mixup} and data.validation {self.validation} must not be negative")
+        if self.subset is not None and self.subset < 1:
+            raise UsageError(f"data.subset is {self.subset}; it must be a positive number of samples")
         held = source(self.source)
         if self.size is not None and (self.size < 1 or held.side not in (0, self.size)):
             wanted = held.side or "a positive number of"
@@ -72,6 +85,22 @@ class Images(Data):
             image = decode.evaluation_crop(image, self.side)
         return decode.to_tensor(image)
 
+    def read(self, words: Sequence[str]) -> list[tuple[str, Path]]:
+        """Files as they are named, folders as the pictures in them; a missing one is an error before anything is
+        done."""
+        found: list[tuple[str, Path]] = []
+        for path in map(Path, words):
+            if path.is_dir():
+                inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES)
+                if not inside:
+                    raise UsageError(f"the folder {path} holds no pictures ({', '.join(sorted(PICTURES))})")
+                found += [(str(p), p) for p in inside]
+            elif path.is_file():
+                found.append((str(path), path))
+            else:
+                raise UsageError(f"there is no file {path}")
+        return found
+
     def collate(self, samples: list[Tensor]) -> Batch:
         """uint8 pictures -> {"image": (B, C, H, W) float32, normalised}."""
         return {"image": self.normalise(torch.stack(samples))}
@@ -90,6 +119,15 @@ def _affine(mean: tuple[float, ...], std: tuple[float, ...], device: torch.devic
     return scale.view(-1, 1, 1), shift.view(-1, 1, 1)
 
 
+def _evenly(rows: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """`count` of the rows: the first of each class, then the second of each, and so on."""
+    by_class = np.argsort(labels[rows], kind="stable")
+    sizes = np.bincount(labels[rows])
+    turn = np.empty(len(rows), dtype=np.int64)  # how many of its class come before a row
+    turn[by_class] = np.arange(len(rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return rows[np.argsort(turn, kind="stable")[:count]]
+
+
 class ImageDataset(Dataset):
     """Opened pictures: {"image": (B, C, H, W) uint8 until finished, "label": (B,), "index": (B,)}."""
 
@@ -101,13 +139,16 @@ class ImageDataset(Dataset):
             raise UsageError(
                 f"pictures of {data.source} have {train.images.shape[1]} channels, data.mean has {len(data.mean)}"
             )
-        rows = np.arange(len(train))
-        held_out = rows[:0]
-        if data.validation:
-            if data.validation >= len(train):
-                raise UsageError(f"data.validation is {data.validation}, of only {len(train)} training samples")
-            shuffled = order.permutation(0x5EED, 0, len(train))
-            held_out, rows = np.sort(shuffled[: data.validation]), np.sort(shuffled[data.validation :])
+        if data.validation >= len(train):
+            raise UsageError(f"data.validation is {data.validation}, of only {len(train)} training samples")
+        shuffled = order.permutation(0x5EED, 0, len(train))
+        held_out, rows = shuffled[: data.validation], shuffled[data.validation :]
+        if data.subset is not None:
+            if data.subset > len(rows):
+                held = f" that {data.validation} for validation leave" if data.validation else ""
+                raise UsageError(f"data.subset is {data.subset}, of only {len(rows)} training samples{held}")
+            rows = _evenly(rows, train.labels.numpy(), data.subset)
+        held_out, rows = np.sort(held_out), np.sort(rows)
         self._splits = {"train": (train, rows), "test": (test, np.arange(len(test)))}
         if data.validation:
             self._splits["validation"] = (train, held_out)
@@ -123,6 +164,8 @@ class ImageDataset(Dataset):
             images = held.images.index_select(0, rows)
         else:
             images = self._decode(held, rows, epochs, places, seed)
+        stream = order.DISTORT_TEST if split == "test" else order.DISTORT_TRAIN
+        images = self.data.distort(images, seed=0, epochs=0, indices=rows.numpy(), stream=stream)
         batch = {"image": images, "label": held.labels[rows], "index": torch.from_numpy(places)}
         if epochs is not None:
             batch["epoch"] = torch.from_numpy(np.broadcast_to(epochs, places.shape).astype(np.int64))
@@ -136,6 +179,15 @@ class ImageDataset(Dataset):
         return torch.stack(
             [files.decode(row, side, crop, channels=channels) for row, crop in zip(rows.tolist(), crops)]
         )
+
+    def samples(self, split: str, count: int) -> list[tuple[str, Tensor]]:
+        """Pictures as they are before normalisation, named with their true class."""
+        count = min(count, self.sizes[split])
+        indices = [i * self.sizes[split] // count for i in range(count)]
+        batch = self.fetch(split, indices)
+        classes = self.facts["classes"]
+        names = [f"{split} sample {i}, truly {classes[int(label)]}" for i, label in zip(indices, batch["label"])]
+        return list(zip(names, batch["image"]))
 
     def finish(self, batch: Batch, *, seed: int = 0) -> Batch:
         """Augment (training batches), normalise, mix."""

@@ -1,10 +1,12 @@
 """`Run`: a directory, and the verbs that work on it after training, wherever it has been moved."""
 
+import dataclasses
 import datetime
 import json
 import platform
 import shlex
 import sys
+import typing
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,8 @@ from etude.engine import checkpoint
 from etude.engine.evaluate import measure, numbers
 from etude.engine.parallel import World
 from etude.engine.precision import Resolved, autocast, computes_bf16, pick_device
-from etude.engine.recipe import Recipe
-from etude.errors import MissingError, RefusedError, UsageError
+from etude.engine.recipe import Recipe, check
+from etude.errors import MissingError, RefusedError, UsageError, nearest
 
 
 def version() -> str:
@@ -54,15 +56,18 @@ def begin(
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": precision,
-        "command": shlex.join(["etude", *sys.argv[1:]])
-        if Path(sys.argv[0]).name in ("etude", "__main__.py")
-        else "Python",
+        "command": command(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "params": params,
         "data": facts,
     }
     checkpoint.write_atomic(directory / "env.json", json.dumps(environment, indent=1).encode())
     checkpoint.write_atomic(directory / "recipe.json", json.dumps(document, indent=1).encode())
+
+
+def command() -> str:
+    """The shell command that this process was started with; "Python" where it was none of etude's."""
+    return shlex.join(["etude", *sys.argv[1:]]) if Path(sys.argv[0]).name in ("etude", "__main__.py") else "Python"
 
 
 def cpu_name() -> str:
@@ -82,6 +87,10 @@ class Run:
         self.path = Path(path)
         if not self.path.is_dir():
             raise MissingError(f"there is no run directory {self.path}", hint="ls runs")
+        if (self.path / "study.json").is_file():
+            variants = sorted(entry.parent.name for entry in self.path.glob("*/recipe.json"))
+            where = f"{self.path}/{variants[0]}" if variants else f"etude resume {self.path}"
+            raise UsageError(f"{self.path} is a study; ask one of its runs: {', '.join(variants)}", hint=where)
         if not (self.path / "recipe.json").is_file():
             raise MissingError(f"{self.path} is not a run directory: it has no recipe.json", hint="ls runs")
         document = self._json("recipe.json")
@@ -176,12 +185,21 @@ class Run:
         usable = trained == "fp32" or (trained == "bf16" and computes_bf16(device)) or device.type == "cuda"
         return trained if usable else "fp32"
 
-    def predict(self, *inputs: Any, device: str = "auto") -> Any:
-        """Answers to raw inputs (pictures: paths, bytes, PIL images, arrays, tensors): a Result, or a list of them."""
+    def predict(self, *inputs: Any, device: str = "auto", **ask: Any) -> Any:
+        """Answers to raw inputs, as the run's data takes them (pictures: paths, bytes, PIL images, arrays, tensors): a
+        Result, or a list of them. `ask`: what the task lets one choose, e.g. `length=200` of a language model."""
+        task = self.recipe.task
+        kinds = typing.get_type_hints(task.ask)
+        names = [field.name for field in dataclasses.fields(task.ask)]
+        for name in ask:
+            if name not in names:
+                known = nearest(name, names) or (f"one of {', '.join(names)}" if names else "it leaves no choice")
+                raise UsageError(f"predict of {self.recipe.name} has no {name!r}", hint=known)
+        asked = task.ask(**{name: check(value, kinds[name], name) for name, value in ask.items()})
         model = self.model(device)
         place = next(model.parameters()).device
         with torch.no_grad(), autocast(self.precision(place), place):
-            results = self.recipe.task.predict(model, list(inputs), self.recipe.data, self.facts)
+            results = task.predict(model, list(inputs), self.recipe.data, self.facts, asked)
         return results[0] if len(inputs) == 1 else results
 
     def evaluate(self, split: str = "test", *, device: str = "auto", data_path: str | None = None) -> dict[str, float]:

@@ -15,7 +15,8 @@ LossLogs = Mapping[str, Tensor | Callable[[], Tensor]]
 """Scalars beside a loss; a function is called only in the steps that are logged, for what costs time to know."""
 LossFn = Callable[[nn.Module, Batch], tuple[Tensor, LossLogs]]
 Block = dict[str, Any]
-"""A figure for the report, JSON-able: {"kind": "matrix" | "images" | "table" | "lines" | "scatter" | "text", ...}."""
+"""A figure for the report, JSON-able: {"kind": "matrix" | "images" | "table" | "lines" | "scatter" | "text", ...}. With
+"study": true a study's report shows it too, beside those of the other variants (lines always, in one chart)."""
 
 
 class Update(Protocol):
@@ -40,8 +41,18 @@ class Result(Protocol):
         ...
 
     def save(self, path: Any) -> None:
-        """The picture, to a file."""
+        """The answer as a file, in a format that suits it."""
         ...
+
+    suffix: ClassVar[str]
+    """The ending of such a file, with its dot."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """How an answer is to be made. A task whose answers leave a choice (length, temperature, ...) has a subclass of its
+    own, and each field is a flag of `etude predict` and a keyword of `run.predict`. Fields are plain values with
+    defaults."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,8 @@ class Task:
     measure: ClassVar[str] = "loss"
     """The name in `evaluate`'s result by which runs are compared."""
     higher_is_better: ClassVar[bool] = False
+    ask: ClassVar[type[Ask]] = Ask
+    """What can be asked of `predict` besides its inputs."""
 
     def check(self, model: nn.Module, dataset: Dataset) -> None:
         """Raise UsageError where model and data do not fit each other; called once, before training."""
@@ -73,6 +86,9 @@ class Task:
         """What the report shows of an evaluation."""
         return []
 
-    def predict(self, model: nn.Module, inputs: list[Any], data: Data, facts: dict[str, Any]) -> Sequence[Result]:
-        """Answers to raw inputs. `facts` are the data set's, as kept in the run."""
+    def predict(
+        self, model: nn.Module, inputs: list[Any], data: Data, facts: dict[str, Any], ask: Any = None
+    ) -> Sequence[Result]:
+        """Answers to raw inputs. `facts` are the data set's, as kept in the run; `ask` is an instance of `self.ask`, or
+        None for its defaults."""
         raise TypeError(f"{type(self).__name__} does not define predict")

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import etude
 from etude.data.base import Batch
 from etude.engine import causes
 from etude.tasks.base import LossFn
@@ -216,7 +215,7 @@ _PURPOSE = "on purpose"
 """Stands in the place of an origin for numbers that the program itself set to Inf, and for memory not yet written."""
 _UNWRITTEN = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "empty_permuted"}
 _OURS = (str(Path(torch.__file__).parent), __file__, "/jaxtyping/", "/beartype/", "<")
-_PACKAGE = Path(etude.__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 
 
 class _Watch(TorchDispatchMode):

@@ -475,7 +475,7 @@ def _key(left: float, name: str, ramp: Axis, also: Sequence[str]) -> str:
     out += [
         f'<rect class="h{i}" x="{at + i * step:.1f}" y="3" width="{step + 0.5}" height="9"/>' for i in range(LEVELS)
     ]
-    for place, text in ramp.marks(3 if ramp.log else 4):
+    for place, text in ramp.marks(2 if ramp.log else 4):
         out.append(f'<path class="axis" d="M{at + place:.1f} 12v3"/>{_text(at + place, 26, text, anchor="middle")}')
     at += ramp.size + 34
     for kind in also:

@@ -52,6 +52,16 @@ SYSTEMS = (
         summary="Residual blocks: networks of over a hundred layers that train",
     ),
     System(
+        name="deformable",
+        title="Deformable convolution",
+        paper="1703.06211, 1811.11168",
+        module="etude.vision.deformable",
+        sizes=(),
+        layouts=(),
+        recipes=(),
+        summary='A block whose taps move: etude.model("resnet18", deformable_from=4), DeformConv2d',
+    ),
+    System(
         name="mobilenet",
         title="MobileNet V1 and V2",
         paper="1704.04861, 1801.04381",

@@ -54,7 +54,7 @@ def test_batches_are_pure():
 
 
 def test_distortion_is_the_samples_own():
-    """Fixed for every picture of every split: no matter the run's seed, the epoch, the neighbours or what is held out."""
+    """Fixed for every picture of every split: whatever the seed, the epoch, the neighbours or what is held out."""
     change = Augment(degrees=30.0, translate=(0.2, 0.2), interpolation="bilinear")
     data = Images(source="digits", mean=(0.3,), std=(0.4,), distort=change)
     dataset, plain = data.open(), DIGITS.open()

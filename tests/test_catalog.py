@@ -24,7 +24,7 @@ def test_rows_agree_with_their_modules(row):
 def test_names_are_unique():
     names = [name for row in catalog.SYSTEMS for name in {row.name, *row.sizes}]
     assert len(names) == len(set(names))
-    assert len(catalog.recipes()) == len(set(catalog.recipes())) == 9
+    assert len(catalog.recipes()) == len(set(catalog.recipes()))
 
 
 @pytest.mark.parametrize("size", [size for row in catalog.SYSTEMS for size in row.sizes])
@@ -44,7 +44,7 @@ def test_overrides():
     [
         ("resnet81", {}, "unknown model 'resnet81'", "did you mean resnet18?"),
         ("resnet", {}, "unknown model 'resnet'", "did you mean resnet"),
-        ("qqq", {}, "unknown model 'qqq'", "one of mlp, resnet18"),
+        ("qqq", {}, "unknown model 'qqq'", "one of mlp, "),
         ("resnet18", {"num_class": 3}, "resnet18 has no setting 'num_class'", "did you mean num_classes?"),
         ("resnet18", {"qqq": 3}, "resnet18 has no setting 'qqq'", "one of depths, bottleneck"),
         ("resnet18", {"stem": "cifra"}, "resnet18 cannot be built with {'stem': 'cifra'}", ""),

@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "data": {"errors", "weights"},
     "tasks": {"errors", "nn", "data"},
     "engine": {"errors", "nn", "data", "tasks", "report"},
+    "compress": {"errors", "nn", "data", "tasks", "engine"},
     "recipes": {"errors", "nn", "data", "tasks", "engine", "catalog", *DOMAINS},
     "verify": {"errors", "nn", "catalog", "weights", *DOMAINS},
 }

@@ -22,14 +22,31 @@ if TYPE_CHECKING:
     from etude.catalog import model as model
     from etude.engine.recipe import Recipe as Recipe
     from etude.engine.run import Run as Run
+    from etude.engine.study import Study as Study
+    from etude.engine.study import StudyRun as StudyRun
     from etude.tasks.base import Task as Task
     from etude.weights import load_weights as load_weights
 
-__all__ = ["Recipe", "Run", "Task", "load_weights", "model", "open", "recipe", "resume", "train"]
+__all__ = [
+    "Recipe",
+    "Run",
+    "Study",
+    "StudyRun",
+    "Task",
+    "load_weights",
+    "model",
+    "open",
+    "recipe",
+    "resume",
+    "study",
+    "train",
+]
 
 _HOMES = {
     "Recipe": "etude.engine.recipe",
     "Run": "etude.engine.run",
+    "Study": "etude.engine.study",
+    "StudyRun": "etude.engine.study",
     "Task": "etude.tasks.base",
     "load_weights": "etude.weights",
     "model": "etude.catalog",
@@ -46,9 +63,9 @@ def __getattr__(name: str) -> Any:
 
 def recipe(name: str, **changes: Any) -> Recipe:
     """A recipe by its name, with fields changed: `etude.recipe("resnet.digits", steps=500, **{"optim.lr": 0.05})`."""
-    from etude.recipes import find
+    from etude.recipes import find_recipe
 
-    return find(name).with_(**changes)
+    return find_recipe(name).with_(**changes)
 
 
 def train(
@@ -69,6 +86,25 @@ def train(
 
     chosen = recipe(what, **changes) if isinstance(what, str) else what.with_(**changes)
     return fit.train(chosen, run=run, device=device, workers=workers, quiet=quiet, types=types)
+
+
+def study(
+    what: str | Study,
+    *,
+    run: str | Path | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    quiet: bool = False,
+    types: tuple[type, ...] = (),
+    **changes: Any,
+) -> StudyRun:
+    """Train all variants of a study, or of the one of that name, its base recipe with fields changed."""
+    from etude.engine import study as studies
+    from etude.recipes import find_study
+
+    chosen = find_study(what) if isinstance(what, str) else what
+    chosen = chosen.with_base(chosen.base.with_(**changes))
+    return studies.train(chosen, run=run, device=device, workers=workers, quiet=quiet, types=types)
 
 
 def open(path: str | Path, *, types: tuple[type, ...] = ()) -> Run:

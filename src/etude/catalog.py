@@ -25,6 +25,8 @@ class System:
     """What `etude.load_weights(source=)` reads besides etude's own: the keys of the module's `RENAME`."""
     recipes: tuple[str, ...]
     summary: str
+    studies: tuple[str, ...] = ()
+    """Comparisons of several recipes, trained by one command like a recipe."""
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
@@ -40,6 +42,17 @@ SYSTEMS = (
         layouts=(),
         recipes=("mlp.digits", "mlp.fashion"),
         summary="Fully connected layers, with activations and initialisations by name",
+        studies=("mlp.activations", "mlp.initialisation", "mlp.function"),
+    ),
+    System(
+        name="cnn",
+        title="Convolutional network",
+        paper="LeCun et al. 1998",
+        module="etude.vision.cnn",
+        sizes=("cnn",),
+        layouts=(),
+        recipes=("cnn.fashion",),
+        summary="Convolution, activation and pooling in turn, then fully connected layers",
     ),
     System(
         name="resnet",
@@ -50,6 +63,7 @@ SYSTEMS = (
         layouts=("torchvision",),
         recipes=("resnet.digits", "resnet.fashion", "resnet.mnist", "resnet.cifar10", "resnet.imagenet"),
         summary="Residual blocks: networks of over a hundred layers that train",
+        studies=("resnet.regularisation",),
     ),
     System(
         name="deformable",
@@ -77,6 +91,11 @@ SYSTEMS = (
 def recipes() -> list[str]:
     """The names of all recipes."""
     return [recipe for row in SYSTEMS for recipe in row.recipes]
+
+
+def studies() -> list[str]:
+    """The names of all studies."""
+    return [study for row in SYSTEMS for study in row.studies]
 
 
 def system(name: str) -> System:

@@ -17,6 +17,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, make_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -25,6 +26,7 @@ from etude.errors import EtudeError, Interrupted, UsageError, nearest
 
 if TYPE_CHECKING:
     from etude.engine.recipe import Recipe
+    from etude.engine.study import Study, StudyRun
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,25 +70,32 @@ def list_(arguments: list[str]) -> int:
         _json([row.json() for row in catalog.SYSTEMS])
         return 0
     _table(
-        [["SYSTEM", "TITLE", "PAPER", "RECIPES"]]
-        + [[r.name, r.title, r.paper, ", ".join(r.recipes)] for r in catalog.SYSTEMS]
+        [["SYSTEM", "TITLE", "PAPER", "RECIPES AND STUDIES"]]
+        + [[r.name, r.title, r.paper, ", ".join([*r.recipes, *r.studies])] for r in catalog.SYSTEMS]
     )
-    print("\netude info SYSTEM tells more; etude train RECIPE trains.")
+    print("\netude info SYSTEM tells more; etude train RECIPE or STUDY trains.")
     return 0
 
 
 def info(arguments: list[str]) -> int:
-    """All about a system, a recipe or a run directory."""
+    """All about a system, a recipe, a study or a run directory."""
     parser = _parser("info")
     parser.add_argument(
-        "what", help="a system (resnet), a recipe (resnet.digits), a size (resnet50) or a run directory"
+        "what", help="a system (resnet), a recipe (resnet.digits), a study, a size (resnet50) or a run directory"
     )
     options = parser.parse_args(arguments)
     what = options.what
     if what in catalog.recipes():
-        from etude.recipes import find
+        from etude.recipes import find_recipe
 
-        _json({"recipe": what, "config": find(what).to_json()})
+        _json({"recipe": what, "config": find_recipe(what).to_json()})
+        return 0
+    if what in catalog.studies():
+        from etude.recipes import find_study
+
+        study = find_study(what)
+        changes = {v.label: {name: str(value) for name, value in v.changes} for v in study.variants}
+        _json({"study": what, "question": study.question, "variants": changes, "base": study.base.to_json()})
         return 0
     if Path(what).is_dir():
         import etude
@@ -121,29 +130,108 @@ def _said(value: Any) -> str:
 
 
 def train(arguments: list[str]) -> int:
-    """Train a recipe: etude train RECIPE [--steps 500] [--optim.lr 0.05] [--run DIR] [--dry-run]."""
-    names = catalog.recipes()
+    """Train a recipe or a study: etude train RECIPE [--steps 500] [--optim.lr 0.05] [--run DIR] [--dry-run]."""
+    names = [*catalog.recipes(), *catalog.studies()]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(
             f"usage: etude train RECIPE [flags]\n\n{train.__doc__}\nThe flags of a recipe: etude train RECIPE --help\n"
         )
-        print("recipes: " + ", ".join(names))
+        print(f"recipes: {', '.join(catalog.recipes())}\nstudies: {', '.join(catalog.studies())}")
         return 0 if arguments else 2
     name = arguments[0]
     if name not in names:
         raise UsageError(f"unknown recipe {name!r}", hint=nearest(name, names) or "etude list")
-    from etude.data.images import Images
     from etude.engine import fit
+    from etude.engine.study import Study
     from etude.recipes import find
 
-    recipe, options = _recipe_flags(find(name), arguments[1:])
+    found = find(name)
+    base = found.base if isinstance(found, Study) else found
+    if teacher := _word_after("--teacher", arguments):
+        from etude.compress.distill import distill
+
+        base = distill(base, teacher)
+    recipe, options = _recipe_flags(base, name, arguments[1:])
+    if path := getattr(recipe.data, "path", ""):  # to be resumed and evaluated from anywhere
+        recipe = recipe.with_(**{"data.path": str(Path(path).expanduser().absolute())})
+    if isinstance(found, Study):
+        return _train_study(found.with_base(recipe), options)
+    if options.find_lr:
+        return _find_lr(recipe, options)
     if options.dry_run:
         result = fit.dry_run(recipe, device=options.device, workers=options.workers)
         return _trained(result | {"dry_run": True}, None, options.json)
-    if isinstance(recipe.data, Images) and recipe.data.path:  # to be resumed and evaluated from anywhere
-        recipe = recipe.with_(**{"data.path": str(Path(recipe.data.path).expanduser().absolute())})
     run = fit.train(recipe, run=options.run, device=options.device, workers=options.workers, quiet=options.quiet)
     return _trained(run.result, run.path, options.json)
+
+
+def _word_after(flag: str, arguments: list[str]) -> str:
+    """The value of a flag that decides which other flags there are; "" where it is not given."""
+    for word, following in pairwise([*arguments, ""]):
+        if word == flag:
+            return following
+        if word.startswith((f"{flag}=", f"{flag.lstrip('-')}=")):
+            return word.partition("=")[2]
+    return ""
+
+
+def _find_lr(recipe: Recipe, options: _Options) -> int:
+    from etude.engine import lr_finder
+
+    found = lr_finder.find_lr(recipe, device=options.device, workers=options.workers or 0)
+    path = lr_finder.write(found, Path(options.run) if options.run else Path("runs") / recipe.name)
+    if options.json:
+        _json(asdict(found) | {"page": str(path)})
+        return 0
+    broke = f"{found.rates[-1]:.2g}" if found.broke else f"not up to {found.rates[-1]:.2g}"
+    flag = "--optim.lr" if hasattr(recipe.optim, "lr") else "rate of the first player:"
+    _table(
+        [
+            ["suggested", f"{found.suggestion:g}", "where the loss falls fastest"],
+            ["at most", f"{found.largest:g}", "where it is lowest: with warm-up and a falling schedule"],
+            ["loss breaks", broke, ""],
+            ["curve", str(path), ""],
+            ["next", f"etude train {recipe.name} {flag} {found.suggestion:g}", ""],
+        ]
+    )
+    return 0
+
+
+def _train_study(study: Study, options: _Options) -> int:
+    from etude.engine import fit
+    from etude.engine import study as studies
+
+    if options.find_lr:
+        raise UsageError(f"{study.name} is a study; a rate is found for one recipe", hint="etude list")
+    if options.dry_run:
+        for recipe in study.recipes().values():
+            _trained(fit.dry_run(recipe, device=options.device, workers=options.workers), None, options.json)
+        return 0
+    run = studies.train(study, run=options.run, device=options.device, workers=options.workers, quiet=options.quiet)
+    return _studied(run, options.json)
+
+
+def _studied(study: StudyRun, as_json: bool) -> int:
+    """What a study found, a line a variant."""
+    if int(os.environ.get("RANK", "0")):
+        return 0
+    if as_json:
+        _json(study.result | {"run": str(study.path), "report": str(study.path / "report.html")})
+        return 0
+    names = list(dict.fromkeys(name for o in study.outcomes.values() for name in o.get("test", ())))
+    rows = [["VARIANT", *(f"{split.upper()} {name}" for name in names for split in ("train", "test"))]]
+    for label, outcome in study.outcomes.items():
+        if outcome["state"] == "failed":
+            rows.append([label, *[""] * (2 * len(names) - 1), outcome["error"].split("; last gradient")[0]])
+        else:
+            rows.append([label, *(_figure(outcome[split].get(n)) for n in names for split in ("train", "test"))])
+    _table([*rows, [""] * len(rows[0])])
+    _table([["study", str(study.path)], ["report", str(study.path / "report.html")]])
+    return 0
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
 
 
 @dataclass(frozen=True)
@@ -158,13 +246,17 @@ class _Options:
     """Threads that prepare batches; results do not depend on it."""
     dry_run: bool = False
     """Build everything, take two steps, write nothing."""
+    teacher: str | None = None
+    """A trained classifier's run to learn from as well (knowledge distillation): --task.alpha, --task.temperature."""
+    find_lr: bool = False
+    """Do not train: take a hundred steps at growing rates, draw the curve and suggest one."""
     quiet: bool = False
     """No progress, no messages."""
     json: bool = False
     """The result as one JSON document on stdout."""
 
 
-def _recipe_flags(recipe: Recipe, arguments: list[str]) -> tuple[Recipe, _Options]:
+def _recipe_flags(recipe: Recipe, name: str, arguments: list[str]) -> tuple[Recipe, _Options]:
     """Typed flags, made by tyro from the recipe's own dataclasses; `key=value` is taken as `--key value`."""
     import tyro
 
@@ -189,22 +281,32 @@ def _recipe_flags(recipe: Recipe, arguments: list[str]) -> tuple[Recipe, _Option
                 Flags,
                 default=Flags(recipe, _Options()),
                 args=words,
-                prog=f"etude train {recipe.name}",
+                prog=f"etude train {name}",
                 return_unknown_args=True,
             )
     except SystemExit as stop:
         if stop.code == 0:
             raise
-        raise UsageError(_unboxed(caught.getvalue()), hint=f"etude train {recipe.name} --help") from None
+        if refused := _own(stop):
+            raise refused from None
+        raise UsageError(_unboxed(caught.getvalue()), hint=f"etude train {name} --help") from None
     if unknown:
         known = _flag_names(flags.recipe) + _flag_names(flags.options)
         word = unknown[0]
         same = [flag for flag in known if flag.split(".")[-1].lstrip("-") == word.lstrip("-").replace("_", "-")]
         hint = f"did you mean {same[0]}?" if same else nearest(word.replace("_", "-"), known)
-        raise UsageError(
-            f"etude train {recipe.name}: unknown flag {word}", hint=hint or f"etude train {recipe.name} --help"
-        )
+        raise UsageError(f"etude train {name}: unknown flag {word}", hint=hint or f"etude train {name} --help")
     return flags.recipe, flags.options
+
+
+def _own(stop: SystemExit) -> UsageError | None:
+    """The configuration's own error, where that made the parser give up."""
+    error: BaseException | None = stop
+    while error is not None:
+        if isinstance(error, UsageError):
+            return error
+        error = error.__context__
+    return None
 
 
 def _flag_names(config: Any, prefix: str = "--") -> list[str]:
@@ -248,7 +350,7 @@ def _trained(result: dict[str, Any], directory: Path | None, as_json: bool) -> i
 
 
 def resume(arguments: list[str]) -> int:
-    """Go on with a run that was stopped or killed; it ends as if it had not been."""
+    """Go on with a run or a study that was stopped or killed; it ends as if it had not been."""
     parser = _parser("resume")
     parser.add_argument("run", help="the run directory")
     parser.add_argument("--device", default="auto")
@@ -258,6 +360,10 @@ def resume(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     import etude
 
+    if (Path(options.run) / "study.json").is_file():
+        study = etude.StudyRun(options.run)
+        study.train(device=options.device, workers=options.workers, quiet=options.quiet)
+        return _studied(study, options.json)
     if etude.open(options.run).finished:
         print(f"{options.run} is finished already", file=sys.stderr)
     run = etude.resume(
@@ -368,13 +474,14 @@ def _ask_flags(parser: _Parser, place: str) -> list[str]:
 
 
 def report(arguments: list[str]) -> int:
-    """Write a run's report.html anew."""
+    """Write the report.html of a run or a study anew."""
     parser = _parser("report")
-    parser.add_argument("run", help="the run directory")
+    parser.add_argument("run", help="the directory of the run or the study")
     options = parser.parse_args(arguments)
     import etude
 
-    path = etude.open(options.run).report()
+    there = (Path(options.run) / "study.json").is_file()
+    path = (etude.StudyRun(options.run) if there else etude.open(options.run)).report()
     _json({"report": str(path)}) if options.json else print(path)
     return 0
 

@@ -1,5 +1,7 @@
 """`Images`: splits, purity, normalisation, Mixup by hand, folders."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,50 @@ def test_splits_and_facts():
     together = pictures(held, "train") | pictures(held, "validation")
     assert together == pictures(dataset, "train")
     assert len(pictures(held, "validation") & pictures(held, "train")) <= len(dataset.sizes)  # equal drawings, if any
+
+
+def test_a_subset_is_even_over_classes_and_grows():
+    whole = DIGITS.open().fetch("train", range(1437))
+
+    def rows(data):
+        """Which training samples these are, told by their pixels and label."""
+        batch = data.open().fetch("train", range(data.open().sizes["train"]))
+        return [(int(label), *image.flatten().tolist()) for image, label in zip(batch["image"], batch["label"])]
+
+    everything = rows(DIGITS)
+    few, many = (rows(replace(DIGITS, subset=n)) for n in (25, 200))
+    assert len(few) == 25 and len(many) == 200
+    assert set(few) < set(many) < set(everything)
+    assert few == [row for row in everything if row in set(few)]  # in the set's own order
+    counts = np.bincount([row[0] for row in few])
+    assert sorted(counts) == [2] * 5 + [3] * 5
+    assert np.array_equal(np.bincount([row[0] for row in many]), [20] * 10)
+    # where a class runs out, the others fill up
+    nearly = np.bincount([row[0] for row in rows(replace(DIGITS, subset=1430))])
+    sizes = np.bincount(whole["label"].numpy())
+    assert nearly.sum() == 1430 and ((nearly == sizes) | (nearly >= nearly.max() - 1)).all()
+    assert rows(replace(DIGITS, subset=1437)) == everything
+
+
+def test_validation_is_the_same_whatever_the_subset():
+    held = replace(DIGITS, validation=100)
+    small = replace(held, subset=50).open()
+    assert small.sizes == {"train": 50, "test": 360, "validation": 100}
+    same = [data.fetch("validation", range(100))["image"] for data in (small, held.open())]
+    assert torch.equal(*same)
+    trained = {tuple(x.flatten().tolist()) for x in small.fetch("train", range(50))["image"]}
+    left = {tuple(x.flatten().tolist()) for x in held.open().fetch("train", range(1337))["image"]}
+    assert trained <= left
+    assert replace(held, subset=1337).open().sizes["train"] == 1337
+    late = [data.open().batch(seed=1, step=40, batch_size=32) for data in [replace(held, subset=50)] * 2]
+    assert all(torch.equal(late[0][name], late[1][name]) for name in late[0])
+
+
+def test_a_subset_of_a_folder(folder):
+    data = Images(source="folder", path=str(folder), size=24, mean=(0.5,) * 3, std=(0.5,) * 3, subset=4)
+    dataset = data.open()
+    assert dataset.sizes == {"train": 4, "test": 6}
+    assert dataset.fetch("train", range(4))["label"].tolist() == [0, 0, 1, 1]
 
 
 def test_normalisation_by_hand():
@@ -155,6 +201,10 @@ def test_any_folder_of_pictures(folder):
         ({"size": 16}, UsageError, "data.size"),
         ({"validation": 1437}, UsageError, "only 1437"),
         ({"mixup": -1.0}, UsageError, "mixup"),
+        ({"subset": 0}, UsageError, "subset is 0"),
+        ({"subset": -5}, UsageError, "positive"),
+        ({"subset": 1438}, UsageError, "1438, of only 1437"),
+        ({"subset": 1338, "validation": 100}, UsageError, "only 1337 .* 100 for validation"),
         ({"source": "folder"}, MissingError, "folder"),
         ({"source": "cifar10", "mean": (0.5,) * 3, "std": (0.5,) * 3}, MissingError, "cifar10"),
     ],

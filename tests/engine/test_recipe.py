@@ -10,7 +10,7 @@ from etude.catalog import recipes
 from etude.engine.optim import Optim
 from etude.engine.recipe import Recipe
 from etude.errors import EtudeError, RefusedError, UsageError
-from etude.recipes import find
+from etude.recipes import find_recipe
 
 
 @pytest.mark.parametrize("recipe", [everything(), game(), everything(clip=None, patience=3, **{"data.validation": 5})])
@@ -21,10 +21,10 @@ def test_json_round_trip(recipe):
 
 @pytest.mark.parametrize("name", recipes())
 def test_every_recipe_round_trips(name):
-    recipe = find(name)
+    recipe = find_recipe(name)
     assert recipe.name == name
     assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
-    assert recipe == find(name)
+    assert recipe == find_recipe(name)
 
 
 def test_variants():

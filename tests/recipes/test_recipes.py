@@ -20,7 +20,7 @@ from etude.engine.checkpoint import digest
 from etude.engine.parallel import World
 from etude.engine.recipe import Recipe
 from etude.engine.trainer import Trainer
-from etude.recipes import find
+from etude.recipes import find_recipe
 
 CLASSES, SHOWN = 10, 6
 
@@ -63,7 +63,7 @@ WRITERS = {"fashion-mnist": write_idx, "mnist": write_idx, "cifar10": write_cifa
 
 def small(name: str, folder: Path) -> Recipe:
     """The recipe with fewer and smaller pictures and steps, and nothing else changed but the rate's pace."""
-    recipe = find(name)
+    recipe = find_recipe(name)
     assert isinstance(recipe.data, Images)
     changes: dict[str, Any] = {
         "steps": SHOWN,

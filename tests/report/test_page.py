@@ -22,7 +22,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from etude.errors import MissingError
-from etude.report import charts
+from etude.report import charts, write
 from etude.report import page as report
 
 VOID = {"meta", "link", "img", "br"}
@@ -576,7 +576,7 @@ def test_the_page_is_a_function_of_the_files_wherever_they_are(tmp_path):
 
 def test_writing_replaces_the_page_in_one_step(tmp_path, monkeypatch):
     run = make(tmp_path, training())
-    assert report.write(run) == run / "report.html"
+    assert write(run) == run / "report.html"
     assert (run / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     before = sorted(run.iterdir())
 
@@ -586,7 +586,7 @@ def test_writing_replaces_the_page_in_one_step(tmp_path, monkeypatch):
     monkeypatch.setattr(report.os, "replace", full)
     (run / "report.html").write_text("the old page")
     with pytest.raises(OSError, match="No space"):
-        report.write(run)
+        write(run)
     assert (run / "report.html").read_text() == "the old page"
     assert sorted(run.iterdir()) == before, "no temporary file is left"
 

@@ -26,6 +26,9 @@ class Config:
     num_classes: int = 10
     activation: Activation = "relu"
     init: Init = "he_normal"
+    bias: float = 0.0
+    """First biases of the hidden layers are uniform in +-bias. Networks of one input need it: with all biases zero,
+    every unit bends at x = 0."""
     dropout: float = 0.0
 
     def __post_init__(self):
@@ -46,6 +49,9 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(widths[-1], config.num_classes)
         initialise(self, config.init)
+        if config.bias:
+            for layer in self.hidden:
+                nn.init.uniform_(layer.get_parameter("bias"), -config.bias, config.bias)
 
     def forward(self, x: Float[Tensor, "B ..."]) -> Float[Tensor, "B K"]:
         x = x.flatten(1)

@@ -36,12 +36,15 @@ from etude.errors import UsageError
 
 Images = UInt8[Tensor, "B C H W"]
 Factors = Float[Tensor, " B"]
+Levels = Float[Tensor, "B C H W"]
+"""Whole levels, 0 to 255, as float32: the working form between the operations."""
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 """The operations of the colour jitter, by torchvision's numbers."""
 
 _NEUTRAL = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64)
 _ORDERS = torch.tensor(list(itertools.permutations(range(4))))
+_DIGITS = torch.tensor([64, 16, 4, 1])  # an order as one number
 # A red, green or blue channel is at one end of its range at this hue, in sixths of the circle: red at its least,
 # green and blue at their most.
 _PEAKS = (3.0, 2.0, 4.0)
@@ -194,25 +197,30 @@ class Augment:
             torch.empty(31 << 20, dtype=torch.uint8)
         chunk = chunk or (1 << 18 if images.device.type == "cpu" else 1 << 24)
         step = max(1, chunk // (images.shape[2] * images.shape[3]))
-        out = torch.empty_like(images)
         if len(images) <= step:
-            return out.copy_(self._chunk(images, parameters))
-        # samples that change hue at the same place keep together, so that the slices of `color_jitter` are few and long
-        rank = (parameters.order == HUE).int().argmax(1).argsort(stable=True)
+            return torch.empty_like(images).copy_(self._chunk(images, parameters))
+        # Samples of like orders keep together, those that change hue at the same place first of all: the slices of
+        # `_jitter` are few and long, and those that only change brightness need no grey.
+        order = parameters.order
+        rank = ((order == HUE).int().argmax(1) * 256 + order @ _DIGITS).argsort(stable=True)
         parts = [
             self._chunk(images.index_select(0, rows.to(images.device)), parameters[rows]) for rows in rank.split(step)
         ]
-        return out.copy_(torch.cat(parts).index_select(0, rank.argsort().to(images.device)))
+        back = rank.argsort().to(images.device)
+        return torch.empty_like(images).copy_(torch.cat(parts).index_select(0, back))
 
     def _chunk(self, x: Images, p: Parameters) -> Images:
         if self.crop:
             x = crop(x, p.crop, self.crop, mode=self.crop_mode, fill=self.fill or 0)
         if self.flip:
             x = hflip(x, p.flip)
-        if self._jitters:
-            x = color_jitter(x, p.order, p.factors)
-        if self._warps:
-            x = affine(x, p.matrix, interpolation=self.interpolation, fill=self.fill)
+        if self._jitters or self._warps:
+            levels = _float(x)
+            if self._jitters:
+                levels = _jitter(levels, p.order, p.factors)
+            if self._warps:
+                levels = _warp(levels, p.matrix, interpolation=self.interpolation, fill=self.fill)
+            x = _byte(levels)
         if self.cutout:
             x = cutout(x, p.cutout, fill=self.fill or 0)
         return x
@@ -286,7 +294,12 @@ def color_jitter(images: Images, order: Int[Tensor, "B 4"], factors: Float[Tenso
     different orders share one pass. Only the change of hue differs. Samples are sorted by how many blends come before
     it; those blends, then hue for all, then the rest act on contiguous slices.
     """
-    b, c = images.shape[:2]
+    return _byte(_jitter(_float(images), order, factors))
+
+
+def _jitter(x: Levels, order: Int[Tensor, "B 4"], factors: Float[Tensor, "B 4"]) -> Levels:
+    """`color_jitter` of whole levels, which may be overwritten."""
+    b, c = x.shape[:2]
     if c not in (1, 3):
         raise UsageError(f"colour jitter takes images of 1 or 3 channels, not {c}")
     active = (factors != _NEUTRAL).any(0)
@@ -298,26 +311,27 @@ def color_jitter(images: Images, order: Int[Tensor, "B 4"], factors: Float[Tenso
     wanted = active[order]
     after = (order == HUE).cumsum(1).bool() if turns else torch.ones_like(wanted)
     before = (wanted & ~after).sum(1)
-    rank = before.argsort(stable=True)
     ends = torch.bincount(before, minlength=blends).cumsum(0).tolist()
+    rank = before.argsort(stable=True)
+    moved = bool((before.diff() < 0).any())  # not within `Augment.apply`, which has sorted them
+    if moved:
+        x, order, factors, wanted = x.index_select(0, rank.to(x.device)), order[rank], factors[rank], wanted[rank]
 
     operation = order[wanted].view(b, blends)
     ratio = factors.gather(1, operation)
     rest = 1 - ratio
     plan = torch.stack([ratio, rest * (operation == CONTRAST), rest * (operation == SATURATION)])
-    plan = _per_sample(plan.movedim(0, -1)[rank], images)
-    there, back = rank.to(images.device), rank.argsort().to(images.device)
-
-    x = _float(images.index_select(0, there))
+    plan = _per_sample(plan.movedim(0, -1), x)
+    kinds = operation.T.tolist()
     if turns:
         for k in range(blends):
             if ends[k] < b:
-                _blend_(x[ends[k] :], plan[ends[k] :, k])
-        _turn_(x, _per_sample(6 * factors[rank, HUE], images))
+                _blend_(x[ends[k] :], plan[ends[k] :, k], set(kinds[k][ends[k] :]))
+        _turn_(x, _per_sample(6 * factors[:, HUE], x))
     for k in range(blends):
         if ends[k]:
-            _blend_(x[: ends[k]], plan[: ends[k], k])
-    return _byte(x).index_select(0, back)
+            _blend_(x[: ends[k]], plan[: ends[k], k], set(kinds[k][: ends[k]]))
+    return x.index_select(0, rank.argsort().to(x.device)) if moved else x
 
 
 def _per_sample(values: Tensor, like: Tensor) -> Tensor:
@@ -332,25 +346,32 @@ def _byte(x: Tensor) -> Tensor:
     return x.to(torch.int16).to(torch.uint8)  # each step has a vector instruction; from float32 at once there is none
 
 
-def _blend_(x: Float[Tensor, "B C H W"], plan: Float[Tensor, "B 3 1 1 1"]) -> None:
-    """x <- ratio x + to_mean mean(grey) + to_grey grey, in whole levels.
+def _blend_(x: Levels, plan: Float[Tensor, "B 3 1 1 1"], kinds: set[int]) -> None:
+    """x <- ratio x + to_mean mean(grey) + to_grey grey, in whole levels, for operations of these kinds.
 
     The products are rounded one by one, as torchvision does it: no fused multiply-add.
     """
     ratio, to_mean, to_grey = plan.unbind(1)
+    if kinds == {BRIGHTNESS}:
+        x.mul_(ratio).clamp_(0, 255).floor_()
+        return
     if x.shape[1] == 3:
         r, g, b = x.split(1, 1)
         grey = (r * 0.2989).add_(g * 0.587).add_(b * 0.114).floor_()
     else:
         grey = x
-    # whole levels below 2^24 in sum: exact in float32, whatever the order of the addition
-    exact = torch.float32 if x.shape[2] * x.shape[3] < 1 << 16 else torch.float64
-    mean = grey.mean((2, 3), keepdim=True, dtype=exact).to(x.dtype)
-    other = (grey * to_grey).add_(mean * to_mean)
+    if CONTRAST in kinds:
+        # whole levels below 2^24 in sum: exact in float32, whatever the order of the addition
+        exact = torch.float32 if x.shape[2] * x.shape[3] < 1 << 16 else torch.float64
+        other = grey.mean((2, 3), keepdim=True, dtype=exact).to(x.dtype) * to_mean
+        if SATURATION in kinds:
+            other = (grey * to_grey).add_(other)
+    else:
+        other = grey * to_grey
     x.mul_(ratio).add_(other).clamp_(0, 255).floor_()
 
 
-def _turn_(x: Float[Tensor, "B 3 H W"], sixths: Float[Tensor, "B 1 1 1"]) -> None:
+def _turn_(x: Levels, sixths: Float[Tensor, "B 1 1 1"]) -> None:
     """Turn the hue of x by `sixths` of the circle, in whole levels, keeping each pixel's largest and least channel.
 
     The hue of a pixel lies `max - r + g + b - 2 min` from red, in units of (max - min) a sixth of the circle, on the
@@ -406,8 +427,12 @@ def affine(
     fill by the share of the weights that fell inside, which for fill 0 darkens the border twice: a number here does
     the same, None leaves the fading out (their functions' default; RandomAffine's is 0).
     """
-    h, w = images.shape[2:]
-    x = _float(images)
+    return _byte(_warp(_float(images), matrix, interpolation=interpolation, fill=fill))
+
+
+def _warp(x: Levels, matrix: Float[Tensor, "B 2 3"], *, interpolation: str, fill: int | None) -> Levels:
+    """`affine` of whole levels, which may be overwritten."""
+    h, w = x.shape[2:]
     columns, rows = (torch.arange(size, dtype=x.dtype, device=x.device) - (size - 1) / 2 for size in (w, h))
     halves = torch.tensor([[w / 2], [h / 2]], dtype=torch.float64)
     by_x, by_y, offset = (matrix / halves).to(x.device, x.dtype)[..., None, None].unbind(2)
@@ -416,13 +441,13 @@ def affine(
         if fill:
             x.sub_(fill)
         y = F.grid_sample(x, grid.permute(0, 2, 3, 1), "nearest", "zeros", align_corners=False)
-        return _byte(y.add_(fill) if fill else y)
+        return y.add_(fill) if fill else y
     y = F.grid_sample(x, grid.permute(0, 2, 3, 1), "bilinear", "zeros", align_corners=False)
     if fill is not None:
         halves = halves.to(x.device, x.dtype).view(2, 1, 1)
         inside_x, inside_y = grid.abs_().mul_(-halves).add_(halves + 0.5).clamp_(0, 1).split(1, 1)
         y.sub_(fill).mul_(inside_x.mul_(inside_y)).add_(fill)
-    return _byte(y.round_())
+    return y.round_()
 
 
 def cutout(images: Images, square: Int[Tensor, "B 3"], *, fill: int = 0) -> Images:

@@ -43,6 +43,9 @@ class Images(Data):
     """alpha of lambda ~ Beta(alpha, alpha), mixing neighbours in a batch (arXiv 1710.09412); 0 is off."""
     validation: int = 0
     """Training samples held out to choose the best weights and to stop early."""
+    subset: int | None = None
+    """Train on this many samples only, as evenly over the classes as they allow: always the same, and among those of
+    any larger subset. Validation samples are drawn first, from the whole set, so that every subset has the same."""
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
@@ -53,6 +56,8 @@ class Images(Data):
             raise UsageError(f"data.std is {self.std}; every entry must be positive")
         if not 0 <= self.mixup < float("inf") or self.validation < 0:
             raise UsageError(f"data.mixup {self.mixup} and data.validation {self.validation} must not be negative")
+        if self.subset is not None and self.subset < 1:
+            raise UsageError(f"data.subset is {self.subset}; it must be a positive number of samples")
         held = source(self.source)
         if self.size is not None and (self.size < 1 or held.side not in (0, self.size)):
             wanted = held.side or "a positive number of"
@@ -114,6 +119,15 @@ def _affine(mean: tuple[float, ...], std: tuple[float, ...], device: torch.devic
     return scale.view(-1, 1, 1), shift.view(-1, 1, 1)
 
 
+def _evenly(rows: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """`count` of the rows: the first of each class, then the second of each, and so on."""
+    by_class = np.argsort(labels[rows], kind="stable")
+    sizes = np.bincount(labels[rows])
+    turn = np.empty(len(rows), dtype=np.int64)  # how many of its class come before a row
+    turn[by_class] = np.arange(len(rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return rows[np.argsort(turn, kind="stable")[:count]]
+
+
 class ImageDataset(Dataset):
     """Opened pictures: {"image": (B, C, H, W) uint8 until finished, "label": (B,), "index": (B,)}."""
 
@@ -125,13 +139,16 @@ class ImageDataset(Dataset):
             raise UsageError(
                 f"pictures of {data.source} have {train.images.shape[1]} channels, data.mean has {len(data.mean)}"
             )
-        rows = np.arange(len(train))
-        held_out = rows[:0]
-        if data.validation:
-            if data.validation >= len(train):
-                raise UsageError(f"data.validation is {data.validation}, of only {len(train)} training samples")
-            shuffled = order.permutation(0x5EED, 0, len(train))
-            held_out, rows = np.sort(shuffled[: data.validation]), np.sort(shuffled[data.validation :])
+        if data.validation >= len(train):
+            raise UsageError(f"data.validation is {data.validation}, of only {len(train)} training samples")
+        shuffled = order.permutation(0x5EED, 0, len(train))
+        held_out, rows = shuffled[: data.validation], shuffled[data.validation :]
+        if data.subset is not None:
+            if data.subset > len(rows):
+                held = f" that {data.validation} for validation leave" if data.validation else ""
+                raise UsageError(f"data.subset is {data.subset}, of only {len(rows)} training samples{held}")
+            rows = _evenly(rows, train.labels.numpy(), data.subset)
+        held_out, rows = np.sort(held_out), np.sort(rows)
         self._splits = {"train": (train, rows), "test": (test, np.arange(len(test)))}
         if data.validation:
             self._splits["validation"] = (train, held_out)

@@ -22,10 +22,7 @@ def train(
     types: tuple[type, ...] = (),
 ) -> Run:
     """Train into `run` (default runs/<recipe>/<n>), which must not hold a run yet. `types`: see `Run`."""
-    if run is not None and (Path(run) / "recipe.json").exists():
-        raise UsageError(f"{run} holds a run already; nothing is overwritten", hint=f"etude resume {run}")
-    if run is not None and Path(run).exists() and (not Path(run).is_dir() or any(Path(run).iterdir())):
-        raise UsageError(f"{run} is not an empty directory; nothing is overwritten", hint="--run NEW_DIRECTORY")
+    check_free(run)
     world = join(device, shard=recipe.shard)
     # without a directory yet: what does not fit shows before one is made
     trainer = Trainer(recipe, None, world=world, workers=workers, quiet=quiet)
@@ -38,6 +35,16 @@ def train(
         runs.begin(directory, recipe, device=world.device, precision=trainer.precision, facts=facts, params=params)
     trainer.fit()
     return Run(directory, types=types)
+
+
+def check_free(run: str | Path | None) -> None:
+    """UsageError where something stands in the directory already."""
+    if run is None or not Path(run).exists():
+        return
+    if any((Path(run) / name).exists() for name in ("recipe.json", "study.json")):
+        raise UsageError(f"{run} holds a run already; nothing is overwritten", hint=f"etude resume {run}")
+    if not Path(run).is_dir() or any(Path(run).iterdir()):
+        raise UsageError(f"{run} is not an empty directory; nothing is overwritten", hint="--run NEW_DIRECTORY")
 
 
 def resume(

@@ -56,15 +56,18 @@ def begin(
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": precision,
-        "command": shlex.join(["etude", *sys.argv[1:]])
-        if Path(sys.argv[0]).name in ("etude", "__main__.py")
-        else "Python",
+        "command": command(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "params": params,
         "data": facts,
     }
     checkpoint.write_atomic(directory / "env.json", json.dumps(environment, indent=1).encode())
     checkpoint.write_atomic(directory / "recipe.json", json.dumps(document, indent=1).encode())
+
+
+def command() -> str:
+    """The shell command that this process was started with; "Python" where it was none of etude's."""
+    return shlex.join(["etude", *sys.argv[1:]]) if Path(sys.argv[0]).name in ("etude", "__main__.py") else "Python"
 
 
 def cpu_name() -> str:
@@ -84,6 +87,10 @@ class Run:
         self.path = Path(path)
         if not self.path.is_dir():
             raise MissingError(f"there is no run directory {self.path}", hint="ls runs")
+        if (self.path / "study.json").is_file():
+            variants = sorted(entry.parent.name for entry in self.path.glob("*/recipe.json"))
+            where = f"{self.path}/{variants[0]}" if variants else f"etude resume {self.path}"
+            raise UsageError(f"{self.path} is a study; ask one of its runs: {', '.join(variants)}", hint=where)
         if not (self.path / "recipe.json").is_file():
             raise MissingError(f"{self.path} is not a run directory: it has no recipe.json", hint="ls runs")
         document = self._json("recipe.json")

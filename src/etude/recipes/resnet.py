@@ -6,6 +6,7 @@ from etude.data.augment import Augment
 from etude.data.images import Images
 from etude.engine.optim import Optim, Schedule
 from etude.engine.recipe import Recipe
+from etude.engine.study import Study, variant
 from etude.tasks.classify import Classify
 from etude.vision import resnet
 
@@ -53,6 +54,43 @@ def fashion() -> Recipe:
         batch_size=256,
         ema=0.995,
         channels_last=True,
+    )
+
+
+def regularisation() -> Study:
+    """Each mechanism alone on 2,000 pictures of Fashion-MNIST, and all together."""
+    crops, smoothing = Augment(flip=0.5, crop=2), 0.1
+    together = {"model.dropout": 0.3, "task.label_smoothing": smoothing, "data.mixup": 0.4, "data.augment": crops}
+    base = Recipe(
+        name="resnet.regularisation",
+        model=small(in_channels=1, width=16),
+        data=Images(source="fashion-mnist", mean=(0.286,), std=(0.353,), subset=2000, validation=1000),
+        task=Classify(),
+        optim=Optim("sgd", lr=0.05, momentum=0.9, nesterov=True),
+        schedule=Schedule("cosine", warmup=40),
+        steps=800,
+        batch_size=100,
+        channels_last=True,
+        eval_every=80,
+    )
+    return Study(
+        name="resnet.regularisation",
+        question="2,000 pictures are few: a network of 700,000 weights can learn them by heart. Which mechanism "
+        "narrows the gap between what was learned and what was not, and which lets the network learn at all?",
+        base=base,
+        variants=(
+            variant("plain"),
+            variant("dropout", **{"model.dropout": 0.3}),
+            variant("smoothing", **{"task.label_smoothing": smoothing}),
+            variant("mixup", **{"data.mixup": 0.4}),
+            variant("augmentation", **{"data.augment": crops}),
+            variant("weight-decay", **{"optim.weight_decay": 5e-3}),
+            variant("early-stopping", patience=2),
+            variant("clipping", clip=0.5),
+            variant("no-batchnorm", **{"model.normalise": False}),
+            variant("no-residual", **{"model.residual": False}),
+            variant("together", clip=0.5, **together),
+        ),
     )
 
 

@@ -1,5 +1,19 @@
-"""`report.html`: a run's page, drawn from the files of its directory alone, without torch."""
+"""`report.html`: the page of a run or a study, drawn from the files of its directory alone, without torch."""
 
-from etude.report.page import render, write
+from pathlib import Path
+
+from etude.report import page, study
+
+
+def render(directory: Path) -> str:
+    """The page of the run or study in this directory. MissingError where it holds neither."""
+    directory = Path(directory)
+    return study.render(directory) if (directory / study.FILE).is_file() else page.render(directory)
+
+
+def write(directory: Path) -> Path:
+    """Render and replace `report.html`. Returns its path."""
+    return page.replace(Path(directory), render(directory))
+
 
 __all__ = ["render", "write"]

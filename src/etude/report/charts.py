@@ -2,7 +2,7 @@
 
 Each chart is a `<figure>` that is complete without a script: direct labels, the last values in its caption, a
 `<desc>` for those who listen. What the pointer reads out (`page.js`) lies beside it in a `data-read` attribute.
-Colours, type and dark mode come from `page.css` through classes: `c0` ... `c5` the series, `h0` ... `h11` the ramp
+Colours, type and dark mode come from `page.css` through classes: `c0` ... `c9` the series, `h0` ... `h11` the ramp
 of a heat map.
 
 Lengths are user units of the viewBox, about one pixel each. Nothing here knows what a run is.
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-COLOURS, LEVELS = 6, 12
+COLOURS, LEVELS = 10, 12
 _WIDTH, _HEIGHT = 540, 232
 _BINS = 480
 _MANY = 60
@@ -340,10 +340,12 @@ def lines(
     y: str = "",
     log: bool = False,
     share: bool = False,
+    log_x: bool = False,
     kept: float | None = None,
+    kept_name: str = "kept",
     group: str = "",
 ) -> str:
-    """A line chart. `kept` is the step whose weights were kept; charts of one `group` share the pointer's place.
+    """A line chart. `kept` is marked, as the step whose weights were kept; charts of one `group` share the pointer.
 
     Values that are not finite (on a log axis: not above 0) are gaps, marked with a cross on the base line.
     """
@@ -354,8 +356,8 @@ def lines(
     direct = max(12 + 7.4 * len(name) for name in names) if len(names) > 1 else 0  # a single line needs no name
     left, right = _margin(y_axis), max(direct, 24 + 6.6 * len(x))
     start, end = min(float(s.x.min()) for s in series), max(float(s.x.max()) for s in series)
-    start = min(start, 0.0) if start <= 0.2 * end else start
-    x_axis = Axis(start, end if _apart(start, end) else start + 1, _WIDTH - left - right)
+    start = min(start, 0.0) if start <= 0.2 * end and not log_x else start
+    x_axis = Axis(start, end if _apart(start, end) else start + 1, _WIDTH - left - right, log=log_x)
 
     body, ends, reads, last, notes = "", [], [], [], []
     for i, (s, name) in enumerate(zip(series, names)):
@@ -393,7 +395,7 @@ def lines(
         at, height = left + float(x_axis(kept)), y_axis.size - 7 if share else 10
         beside = (-5, "end") if at > left + x_axis.size / 2 else (5, "start")
         mark = f'<path class="kept" d="M{at:.1f} {top}v{y_axis.size:g}"/>'
-        mark += _text(at + beside[0], top + height, "kept", "tick name halo", beside[1])
+        mark += _text(at + beside[0], top + height, kept_name, "tick name halo", beside[1])
     desc = f"{title or y} over {x} {number(x_axis.low)} to {number(x_axis.high)}{', logarithmic' if log else ''}; "
     desc += "at the end " + ", ".join(f"{name} {value}".strip() for _, name, value in last)
     svg = _svg(_WIDTH, _HEIGHT, title or y, desc, _frame(x_axis, y_axis, left, top, x, y) + mark + plot)

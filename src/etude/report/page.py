@@ -40,6 +40,8 @@ _NAMES = {
     "bleu": "BLEU",
     "miou": "mIoU",
     "map": "mAP",
+    "mae": "MAE",
+    "rmse": "RMSE",
 }
 """How measures are written where their key is no word."""
 _LOGARITHMIC = 30
@@ -715,11 +717,18 @@ def render(run: Path) -> str:
         ("files", "Files", _listing(view)),
     ]
     sections = [s for s in sections if s[2]]
-    here = Path(__file__).parent
-    style, script = (here / "page.css").read_text(), (here / "page.js").read_text()
     live = view.state == "training"
     written = max((f.stat().st_mtime for f in (run / "status.json", run / "metrics.jsonl") if f.exists()), default=0)
     part = f"{100 * view.done:.0f}\u202f% · " if live and view.done is not None else ""
+    main = f"{_tiles(view, headline)}\n{_notices(view, notes)}\n{''.join(body for _, _, body in sections)}"
+    header = _header(view, [(i, t) for i, t, _ in sections])
+    return shell(f"{part}{view.name}", header, main, live=live, written=written)
+
+
+def shell(title: str, header: str, main: str, *, live: bool = False, written: float = 0) -> str:
+    """The whole page around its content; where `live`, it reloads itself. `written`: when its files last changed."""
+    here = Path(__file__).parent
+    style, script = (here / "page.css").read_text(), (here / "page.js").read_text()
     policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
     return f"""<!doctype html>
 <html lang="en">
@@ -730,17 +739,15 @@ def render(run: Path) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta name="referrer" content="no-referrer">
-<title>{part}{_e(view.name)} · etude</title>
+<title>{_e(title)} · etude</title>
 <link rel="icon" href="data:,">
 <style>{style}</style>
 </head>
 <body{f' data-refresh="{REFRESH}" data-written="{written:.0f}"' if live else ""}>
 {_PATTERNS}
-{_header(view, [(i, t) for i, t, _ in sections])}
+{header}
 <main>
-{_tiles(view, headline)}
-{_notices(view, notes)}
-{"".join(body for _, _, body in sections)}</main>
+{main}</main>
 <footer>Made by etude from the files of this directory. This page loads nothing from anywhere.</footer>
 <script>{script}</script>
 </body>
@@ -752,12 +759,11 @@ def _hash(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def write(run: Path) -> Path:
-    """Render and replace `report.html` in one step, so that no reader ever sees half a page. Returns its path."""
-    run = Path(run)
-    target, temporary = run / "report.html", run / f".report.{os.getpid()}.tmp"
+def replace(folder: Path, page: str) -> Path:
+    """Replace `report.html` in one step, so that no reader ever sees half a page. Returns its path."""
+    target, temporary = folder / "report.html", folder / f".report.{os.getpid()}.tmp"
     try:
-        temporary.write_text(render(run), encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8")
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

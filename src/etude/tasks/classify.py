@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -51,20 +51,25 @@ class Classify(Task):
             )
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, LossLogs]:
-        """Mean cross-entropy; under Mixup, the two labels' losses in the same proportion as their pictures."""
-        logits, labels = model(batch["image"]), batch["label"]
+        """The mean cross-entropy."""
+        logits = model(batch["image"])
+        loss = self.cross_entropy(logits, batch)
+        return loss, {"loss": loss, "accuracy": self.accuracy(logits, batch)}
 
-        def accuracy() -> Tensor:
-            return (logits.argmax(1) == labels).float().mean()
-
+    def cross_entropy(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Its mean over the batch; under Mixup, the two labels' losses in the same proportion as their pictures."""
+        labels = batch["label"]
         if "mix" not in batch:
-            loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-            return loss, {"loss": loss, "accuracy": accuracy}
+            return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         mix = batch["mix"].to(logits.dtype)
         own = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
         other = F.cross_entropy(logits, batch["partner"], reduction="none", label_smoothing=self.label_smoothing)
-        loss = (mix * own + (1 - mix) * other).mean()
-        return loss, {"loss": loss, "accuracy": accuracy}
+        return (mix * own + (1 - mix) * other).mean()
+
+    @staticmethod
+    def accuracy(logits: Tensor, batch: Batch) -> Callable[[], Tensor]:
+        """The share of right answers, computed when it is logged."""
+        return lambda: (logits.argmax(1) == batch["label"]).float().mean()
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, Metric]:
         """Top-1 accuracy, mean cross-entropy (without smoothing), confusion counts and the worst mistakes; also top-5

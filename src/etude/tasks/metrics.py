@@ -41,6 +41,31 @@ class Mean(Metric):
 
 
 @dataclass
+class Root(Mean):
+    """The root of a mean: of squares, the root mean square."""
+
+    def value(self) -> float:
+        return super().value() ** 0.5
+
+
+@dataclass
+class Curve(Metric):
+    """Points of a curve, kept whole; sorted by the first column, so that merging has no order."""
+
+    points: list[tuple[float, ...]] = field(default_factory=list)
+
+    def add(self, *columns: Tensor) -> None:
+        """(B,) each."""
+        self.points += zip(*(column.double().tolist() for column in columns))
+
+    def merge(self, other: "Curve") -> None:
+        self.points += other.points
+
+    def value(self) -> list[tuple[float, ...]]:
+        return sorted(self.points)
+
+
+@dataclass
 class Confusion(Metric):
     """Counts[i][j]: samples of class i that were taken for class j."""
 

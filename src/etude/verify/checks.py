@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from etude import catalog
 from etude.verify import golden
@@ -69,6 +70,8 @@ def checks(size: str) -> Iterator[Check]:
         yield mlp_formula()
     if size == "deformable":
         yield from deformable_checks()
+    if size == "cnn":
+        yield cnn_formula()
 
 
 def golden_checks(size: str) -> Iterator[Check]:
@@ -82,16 +85,22 @@ def golden_checks(size: str) -> Iterator[Check]:
         yield Check(size, reference, quantity, error, golden.BOUND)
 
 
-def mlp_formula() -> Check:
-    """The perceptron against z = W x + b and ReLU, in float64 numpy."""
-    model = catalog.model("mlp", in_features=20, hidden=(30, 40), num_classes=5)
+def formula_weights(model: nn.Module) -> dict[str, np.ndarray]:
+    """Deterministic weights in float64, which `model` gets too."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     weights = {name: golden.weight(0, name, shape) for name, shape in shapes.items()}
     load_weights(model, {name: torch.from_numpy(array) for name, array in weights.items()})
+    return {name: array.astype(np.float64) for name, array in weights.items()}
+
+
+def mlp_formula() -> Check:
+    """The perceptron against z = W x + b and ReLU, in float64 numpy."""
+    model = catalog.model("mlp", in_features=20, hidden=(30, 40), num_classes=5)
+    weights = formula_weights(model)
     x = golden.generator(0, "input").standard_normal((8, 20))
     expected = x
     for layer in ("hidden.0", "hidden.1", "head"):
-        expected = expected @ weights[f"{layer}.weight"].astype(np.float64).T + weights[f"{layer}.bias"]
+        expected = expected @ weights[f"{layer}.weight"].T + weights[f"{layer}.bias"]
         expected = expected if layer == "head" else np.maximum(expected, 0)
     with torch.no_grad():
         logits = model.eval()(torch.from_numpy(x).float()).numpy()
@@ -125,3 +134,24 @@ def deformable_checks() -> Iterator[Check]:
                 errors[key] = max(errors.get(key, 0.0), *found.values())
     for quantity, error in errors.items():
         yield Check("deformable", "torchvision 0.29.1", quantity, error, golden.BOUND)
+
+
+def cnn_formula() -> Check:
+    """Convolution as a sum over windows, ReLU, the largest of two by two, then z = W x + b, in float64 numpy."""
+    model = catalog.model("cnn", in_channels=2, side=12, channels=(3, 4), kernel=3, hidden=(8,), num_classes=5)
+    weights = formula_weights(model)
+    x = golden.generator(0, "input").standard_normal((4, 2, 12, 12))
+    expected = x
+    for block in ("blocks.0", "blocks.1"):
+        padded = np.pad(expected, ((0, 0), (0, 0), (1, 1), (1, 1)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))
+        maps = np.einsum("bcijuv,dcuv->bdij", windows, weights[f"{block}.conv.weight"])
+        maps = np.maximum(maps + weights[f"{block}.conv.bias"][:, None, None], 0)
+        batch, channels, side, _ = maps.shape
+        expected = maps.reshape(batch, channels, side // 2, 2, side // 2, 2).max((3, 5))
+    expected = expected.reshape(4, -1) @ weights["hidden.0.weight"].T + weights["hidden.0.bias"]
+    expected = np.maximum(expected, 0) @ weights["head.weight"].T + weights["head.bias"]
+    with torch.no_grad():
+        logits = model.eval()(torch.from_numpy(x).float()).numpy()
+    error = float(np.linalg.norm(logits - expected) / np.linalg.norm(expected))
+    return Check("cnn", "convolution, ReLU, pooling, z = W x + b", "logits", error, 1e-5)

@@ -1,0 +1,1 @@
+"""Smaller and cheaper networks from trained ones: functions Recipe -> Recipe."""

@@ -63,7 +63,7 @@ SYSTEMS = (
         layouts=("torchvision",),
         recipes=("resnet.digits", "resnet.fashion", "resnet.mnist", "resnet.cifar10", "resnet.imagenet"),
         summary="Residual blocks: networks of over a hundred layers that train",
-        studies=("resnet.regularisation",),
+        studies=("resnet.regularisation", "resnet.deformable"),
     ),
     System(
         name="deformable",

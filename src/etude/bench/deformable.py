@@ -1,7 +1,7 @@
 """Deformable convolution v2 against torchvision's, and against the usual way to write it without an extension.
 
-The usual way samples all taps with one `grid_sample` and multiplies; it stands here as people write it. Four pictures of
-64 channels and 56x56 pixels, 3x3, 64 output channels, offsets of about a pixel: one forward and backward pass, with
+The usual way samples all taps with one `grid_sample` and multiplies; it stands here as people write it. Four pictures
+of 64 channels and 56x56 pixels, 3x3, 64 output channels, offsets of about a pixel: one forward and backward pass, with
 gradients by all five tensors.
 """
 
@@ -22,7 +22,8 @@ Convolution = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def contests(*, compiled: bool = False) -> list[Contest]:
-    """Pictures/s in training. `compiled` changes nothing here. A peer that does not import has a row with the reason."""
+    """Images/s, forward and backward. `compiled` changes nothing here. A peer that is not installed has a row with the
+    reason."""
     g = torch.Generator().manual_seed(0)
     shapes = {
         "input": (BATCH, CHANNELS, SIDE, SIDE),

@@ -83,7 +83,17 @@ SYSTEMS = (
         layouts=("torchvision",),
         recipes=("resnet.digits", "resnet.fashion", "resnet.mnist", "resnet.cifar10", "resnet.imagenet"),
         summary="Residual blocks: networks of over a hundred layers that train",
-        studies=("resnet.regularisation",),
+        studies=("resnet.regularisation", "resnet.deformable"),
+    ),
+    System(
+        name="deformable",
+        title="Deformable convolution",
+        paper="1703.06211, 1811.11168",
+        module="etude.vision.deformable",
+        sizes=(),
+        layouts=(),
+        recipes=(),
+        summary='A block whose taps move: etude.model("resnet18", deformable_from=4), DeformConv2d',
     ),
     System(
         name="mobilenet",

@@ -209,9 +209,9 @@ class ResNet(nn.Module):
                 if isinstance(module.bias, nn.Parameter):
                     nn.init.zeros_(module.bias)
             elif config.zero_init_residual and isinstance(module, BasicBlock):
-                nn.init.zeros_(module.bn2.weight)
+                nn.init.zeros_(module.get_parameter("bn2.weight"))
             elif config.zero_init_residual and isinstance(module, Bottleneck):
-                nn.init.zeros_(module.bn3.weight)
+                nn.init.zeros_(module.get_parameter("bn3.weight"))
         for module in self.modules():
             if isinstance(module, DeformConv2d):  # after its own plain convolution's turn
                 module.reset_offset()

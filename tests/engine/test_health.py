@@ -17,7 +17,7 @@ from etude.basics import mlp
 from etude.engine import health
 from etude.engine.optim import Optim, Schedule
 from etude.engine.recipe import Recipe
-from etude.recipes import find
+from etude.recipes import find_recipe
 
 
 def lines(trainer) -> list[dict]:
@@ -171,7 +171,7 @@ def test_compiled_layers_are_not_hooked(monkeypatch, tmp_path):
 
 def test_a_measured_step_costs_little():
     """A generous bound for a busy machine; docs/health.md has the figures: about a third on a network this small."""
-    trainer = quiet(find("mlp.digits"))
+    trainer = quiet(find_recipe("mlp.digits"))
     trainer.model.train()
     trainer._logged = trainer._showing = False
     batch = trainer.dataset.finish(trainer._make(0))
@@ -199,7 +199,7 @@ def test_a_deep_sigmoid_network_vanishes(tmp_path):
 
 
 def deep(activation: Any, init: Any) -> Recipe:
-    return find("mlp.digits").with_(
+    return find_recipe("mlp.digits").with_(
         model=mlp.Config(in_features=64, hidden=(64,) * 19, activation=activation, init=init),
         optim=Optim("sgd", lr=0.01), steps=120, name="mlp.deep",
     )  # fmt: skip
@@ -208,9 +208,9 @@ def deep(activation: Any, init: Any) -> Recipe:
 @pytest.mark.parametrize(
     "recipe",
     [
-        find("mlp.digits").with_(steps=400),
+        find_recipe("mlp.digits").with_(steps=400),
         deep("relu", "he_normal"),
-        find("resnet.digits").with_(steps=60, log_every=2, batch_size=32, eval_every=60),
+        find_recipe("resnet.digits").with_(steps=60, log_every=2, batch_size=32, eval_every=60),
         everything(log_every=1),
         game(log_every=1),
     ],

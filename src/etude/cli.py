@@ -94,7 +94,7 @@ def info(arguments: list[str]) -> int:
         from etude.recipes import find_study
 
         study = find_study(what)
-        changes = {v.label: {name: str(value) for name, value in v.changes} for v in study.variants}
+        changes = {v.label: v.said() for v in study.variants}
         _json({"study": what, "question": study.question, "variants": changes, "base": study.base.to_json()})
         return 0
     if Path(what).is_dir():

@@ -10,7 +10,7 @@ study goes on (`etude resume`) where it was: finished variants stay, the one it 
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,18 @@ class Variant:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,39}", self.label):
             raise UsageError(f"the variant's label {self.label!r} cannot name a directory")
+
+    def said(self) -> dict[str, str]:
+        """The changes in words; of a configuration what differs from its defaults."""
+        return {name: _said(value) for name, value in self.changes}
+
+
+def _said(value: Any) -> str:
+    if not is_dataclass(value):
+        return str(value)
+    kept = [(f.name, getattr(value, f.name)) for f in fields(value)]
+    changed = [f"{name} {v}" for (name, v), f in zip(kept, fields(value)) if v != f.default]
+    return ", ".join(changed) or "defaults"
 
 
 def variant(label: str, **changes: Any) -> Variant:
@@ -202,7 +214,7 @@ def train(
             "etude": runs.version(),
             "question": study.question,
             "varied": study.varied,
-            "changes": {v.label: {name: str(value) for name, value in v.changes} for v in study.variants},
+            "changes": {v.label: v.said() for v in study.variants},
             "recipes": {label: recipe.to_json() for label, recipe in recipes.items()},
             "command": runs.command(),
             "outcomes": {},

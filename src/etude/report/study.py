@@ -68,7 +68,7 @@ def render(study: Path) -> str:
     document = document if isinstance(document, dict) else {}
     variants = [_variant(study, document, str(label), notes) for label in document.get("recipes") or {}]
     sections = [
-        ("results", "Results", _results(variants, document)),
+        ("results", "Results", _results(variants)),
         ("measures", "Measures", _against(variants, document)),
         ("curves", "Curves", _curves(variants)),
         ("layers", "Layers", _layers(variants)),
@@ -126,16 +126,16 @@ def _health(path: Path) -> dict[str, list[tuple[float, dict[str, float]]]]:
     return found
 
 
-def _results(variants: list[_Variant], document: dict[str, Any]) -> str:
+def _results(variants: list[_Variant]) -> str:
     """A row a variant: what it changes, and its measures on what it learned from and on what it did not."""
     ended = [v for v in variants if v.outcome.get("state") == "done"]
     names = list(dict.fromkeys(name for v in ended for name in v.outcome.get("test", {})))
-    columns = ["variant", *document.get("varied", [])]
+    columns = ["variant", "changes"]
     columns += [f"{split} {_title(name).lower()}" for name in names for split in ("train", "test")]
     columns += ["steps", "time", "state"]
     rows = []
     for v in variants:
-        row: list[Any] = [v.label, *(v.changes.get(name, "–") for name in document.get("varied", []))]
+        row: list[Any] = [v.label, ", ".join(f"{name} {value}" for name, value in v.changes.items()) or "nothing"]
         for name in names:
             row += [_cell(name, (v.outcome.get(split) or {}).get(name)) for split in ("train", "test")]
         seconds = v.outcome.get("seconds")
@@ -192,7 +192,10 @@ def _curves(variants: list[_Variant]) -> str:
     figures = []
     wanted: list[tuple[str, Callable[[Metrics], Iterable[tuple[str, Any]]]]] = [
         ("training", lambda m: ((name, next(iter(curves.values()))) for name, curves in m.train.items())),
-        ("held-out", lambda m: ((name, next(reversed(curves.values()))) for name, curves in m.evaluated.items())),
+        (
+            "held-out",
+            lambda m: ((name, max(curves.values(), key=lambda c: len(c[0]))) for name, curves in m.evaluated.items()),
+        ),
     ]
     for split, curves_of in wanted:
         found: dict[str, list[Series]] = {}
@@ -213,6 +216,11 @@ def _curves(variants: list[_Variant]) -> str:
     return _section("curves", "Curves", f'<div class="grid2">{"".join(figures)}</div>') if figures else ""
 
 
+def _longest(curves: dict[str, Any]) -> Any:
+    """The curve of the split that was measured most often: where samples are held out, the test split has one point."""
+    return max(curves.values(), key=lambda curve: len(curve[0]))
+
+
 def _layers(variants: list[_Variant]) -> str:
     """What was seen of each layer at the first step and at the last, from the input (left) to the output (right)."""
     figures = []
@@ -220,6 +228,9 @@ def _layers(variants: list[_Variant]) -> str:
         known = [(v.label, v.health[kind]) for v in variants if v.health.get(kind)]
         # a variant may have layers of its own, such as an activation that learns: those of all can be compared
         first = known[0][1][0][1] if known else {}
+        if kind != "grad_norms" and kind != "dead_units":  # of an activation's output little is to be seen
+            weighted = variants[0].health.get("grad_norms", [(0, first)])[0][1]
+            first = {name: value for name, value in first.items() if name in weighted}
         layers = [name for name in first if all(name in records[0][1] for _, records in known)]
         if not 2 < len(layers) <= _MOST_LAYERS:
             continue

@@ -306,7 +306,7 @@ def test_unknown_names_and_sources():
     assert "mnist" in caught.value.hint
     with pytest.raises(UsageError, match="no source 'debian'"):
         fetch.get("mnist", source="debian")
-    assert {status.name for status in fetch.statuses()} == {*SOURCES, "bible"}
+    assert {status.name for status in fetch.statuses()} >= set(SOURCES)
 
 
 def test_every_known_checksum_is_well_formed():

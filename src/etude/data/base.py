@@ -11,7 +11,8 @@ from etude.data import order
 from etude.errors import UsageError
 
 Batch = dict[str, Tensor]
-"""Named tensors whose first dimension is the sample. "index" names the samples, for reports of what went wrong."""
+"""Named tensors whose first dimension is the sample, where the data set is `divisible`. "index" names the samples, for
+reports of what went wrong."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Dataset(ABC):
     """What a result needs to be read, JSON-able: {"classes": [...], ...}. Kept in the run directory."""
     in_memory: bool = True
     """False where a batch means reading and decoding files, so that workers pay."""
+    divisible: bool = True
+    """False where a batch is no list of samples that could be computed part by part (`accumulate`)."""
 
     @abstractmethod
     def fetch(self, split: str, indices, *, epochs=None, seed: int = 0) -> Batch:

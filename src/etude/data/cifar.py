@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etude.errors import MissingError, RefusedError
-from etude.weights.pickle_machine import Inert, Machine
+from etude.weights.pickle_machine import Inert, Machine, array
 
 PIXELS = 3 * 32 * 32
 FOLDERS = {10: ("cifar-10-batches-bin", "cifar-10-batches-py"), 100: ("cifar-100-binary", "cifar-100-python")}
@@ -37,23 +37,12 @@ def read_pickle(path: Path) -> dict[str, Any]:
         machine.check(batch)
         if type(batch) is not dict:
             raise ValueError(f"it holds a {type(batch).__name__}, not a dict")
-        return {key: _array(value) if isinstance(value, Inert) else value for key, value in batch.items()}
+        return {key: array(value, ("u1",)) if isinstance(value, Inert) else value for key, value in batch.items()}
     except Exception as error:  # whatever hostile or damaged instructions run into, the file is refused
         raise RefusedError(
             f"{path}: not a CIFAR batch of the python version: {error}",
             hint="delete it and get it again, or use the binary version",
         ) from error
-
-
-def _array(record: Inert) -> NDArray[np.uint8]:
-    """The uint8 array that numpy's pickles describe: `_reconstruct` of nothing, then its shape, type and bytes."""
-    if record.name != "numpy.core.multiarray._reconstruct" or record.items:
-        raise ValueError(f"a {record.name} is not allowed")
-    _, shape, dtype, fortran, data = record.state
-    if not isinstance(dtype, Inert) or dtype.name != "numpy.dtype" or dtype.args != ("u1", 0, 1):
-        raise ValueError("an array of another type than uint8 is not allowed")
-    pixels = np.frombuffer(bytearray(data.encode("latin1")), dtype=np.uint8)
-    return pixels.reshape(shape, order="F" if fortran else "C")
 
 
 def _read_python(path: Path, classes: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

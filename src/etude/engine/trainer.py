@@ -73,6 +73,8 @@ class Trainer:
         self.precision: Resolved = resolve(recipe.precision, self.device)
         self.log = log.Log(quiet=quiet or not self.main)
         self.dataset: Dataset = recipe.data.open()
+        if recipe.accumulate > 1 and not self.dataset.divisible:
+            raise UsageError(f"a batch of {recipe.name} cannot be computed in parts", hint="--accumulate 1")
         if recipe.shard > 1 and len(by_player(recipe.optim)) > 1:
             raise UsageError(
                 f"{recipe.name} has several players, which cannot be sharded; replicas can", hint="--shard 1"

@@ -191,18 +191,23 @@ class Classification:
         )
         sheet = Image.new("RGB", (height + bar + 60, height + 40), "white")
         sheet.paste(picture, (20 + (height - size[0]) // 2, 20 + (height - size[1]) // 2))
-        draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-        for row, (label, p) in enumerate(self.top()):
-            x, y = height + 40, 20 + row * 48
-            draw.text((x, y), f"{label}  {p:.1%}", fill="#222222", font=font)
-            draw.rectangle((x, y + 22, x + bar, y + 32), fill="#e6e8eb")
-            if p * bar >= 1:
-                draw.rectangle((x, y + 22, x + p * bar, y + 32), fill="#2563eb" if row == 0 else "#93a3b8")
+        draw_bars(sheet, self.top(), left=height + 40, width=bar)
         return sheet
 
     def save(self, path: str | Path) -> None:
         """The plot, in the format that the name's ending says."""
         self.plot().save(path)
+
+
+def draw_bars(sheet: Image.Image, top: list[tuple[str, float]], *, left: int, width: int) -> None:
+    """Classes with their probabilities as bars, below each other."""
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for row, (label, p) in enumerate(top):
+        y = 20 + row * 48
+        draw.text((left, y), f"{label}  {p:.1%}", fill="#222222", font=font)
+        draw.rectangle((left, y + 22, left + width, y + 32), fill="#e6e8eb")
+        if p * width >= 1:
+            draw.rectangle((left, y + 22, left + p * width, y + 32), fill="#2563eb" if row == 0 else "#93a3b8")
 
 
 def _pil(image: Tensor) -> Image.Image:

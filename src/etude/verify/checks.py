@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from etude import catalog
-from etude.verify import golden
+from etude.verify import golden, graph
 from etude.weights import load_weights
 
 GOLDEN = {
@@ -69,6 +69,8 @@ def checks(size: str) -> Iterator[Check]:
         yield recurrent_formula(size)
     if size == "cnn":
         yield cnn_formula()
+    if size in graph.FORMULAS:
+        yield from (Check(size, *found, graph.BOUND) for found in graph.errors(size))
 
 
 def golden_checks(size: str) -> Iterator[Check]:

@@ -14,7 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from etude.errors import RefusedError
@@ -415,3 +417,22 @@ def put(target: Any, items: list, *kinds: tuple[type, Callable]) -> None:
     if not isinstance(target, Inert):
         raise RefusedError(f"it adds items to a {type(target).__name__}")
     target.items.extend(items)
+
+
+def array(record: Any, types: tuple[str, ...]) -> NDArray[Any]:
+    """The numpy array that a record of numpy's own pickles describes: `_reconstruct` of nothing, then its shape, type
+    and bytes. ValueError where it is of none of `types`, such as "u1", or anything else."""
+    if not isinstance(record, Inert):
+        raise ValueError(f"a {type(record).__name__} stands for an array")
+    if record.name not in ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct") or record.items:
+        raise ValueError(f"a {record.name} is not allowed")
+    _, shape, dtype, fortran, data = record.state
+    known = isinstance(dtype, Inert) and dtype.name == "numpy.dtype" and len(dtype.args) == 3
+    if not known or dtype.args not in [(kind, *flags) for kind in types for flags in ((0, 1), (False, True))]:
+        raise ValueError(
+            f"an array of another type than {' or '.join(str(np.dtype(kind)) for kind in types)} is not allowed"
+        )
+    if isinstance(dtype.state, tuple) and dtype.state[1] == ">":
+        raise ValueError("an array in it is stored with its largest bytes first")
+    raw = bytearray(data if isinstance(data, bytes) else data.encode("latin1"))
+    return np.frombuffer(raw, dtype=f"<{dtype.args[0]}").reshape(shape, order="F" if fortran else "C")

@@ -138,7 +138,7 @@ def small(name: str, folder: Path) -> Recipe:
             write_graph(folder, recipe.data.source, recipe.model.in_features, recipe.model.num_classes)
             changes["data.path"] = str(folder)
         return recipe.with_(**changes)
-    assert isinstance(recipe.data, Images)
+    assert isinstance(recipe.data, Images | Text)
     if recipe.data.source in WRITERS:
         WRITERS[recipe.data.source](folder)
         changes["data.path"] = str(folder)

@@ -175,7 +175,7 @@ MISTAKES = [
     ([], 2, None),
     (["trian"], 2, "did you mean train"),
     (["train", "resnet.digit"], 2, "did you mean resnet.digits"),
-    (["train", "unknown.thing"], 2, "etude list"),
+    (["train", "zzzz.qqqq"], 2, "etude list"),
     (["train", "mlp.digits", "--step", "5"], 2, "did you mean --steps"),
     (["train", "mlp.digits", "--lr", "5"], 2, "did you mean --optim.lr"),
     (["train", "mlp.digits", "--steps", "many"], 2, "--steps"),

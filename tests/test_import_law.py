@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "compress": {"errors", "nn", "data", "tasks", "engine"},
     "recipes": {"errors", "nn", "data", "tasks", "engine", "catalog", *DOMAINS},
     "verify": {"errors", "nn", "catalog", "weights", *DOMAINS},
+    "graph": {"errors", "catalog", "data", "tasks", "engine"},
 }
 """Packages and modules of etude, and which others each may import. What is not listed, such as cli, serve and web, sits
 on top: it may import all, and nothing that is listed may import it."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from etude.errors import UsageError, nearest
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,17 @@ SYSTEMS = (
         layouts=("torchvision",),
         recipes=("resnet.digits", "resnet.fashion", "resnet.mnist", "resnet.cifar10", "resnet.imagenet"),
         summary="Residual blocks: networks of over a hundred layers that train",
-        studies=("resnet.regularisation",),
+        studies=("resnet.regularisation", "resnet.deformable"),
+    ),
+    System(
+        name="deformable",
+        title="Deformable convolution",
+        paper="1703.06211, 1811.11168",
+        module="etude.vision.deformable",
+        sizes=(),
+        layouts=(),
+        recipes=(),
+        summary='A block whose taps move: etude.model("resnet18", deformable_from=4), DeformConv2d',
     ),
     System(
         name="mobilenet",
@@ -156,6 +166,12 @@ def model(name: str, **overrides: Any) -> nn.Module:
         return replace(config, **overrides).build()
     except (TypeError, ValueError, RuntimeError) as error:  # a value that a layer does not take
         raise UsageError(f"{name} cannot be built with {overrides}: {error}") from error
+
+
+def example(name: str) -> tuple[Tensor, ...]:
+    """Inputs that the model of this size takes, drawn from torch's generator: for drawing and counting."""
+    module = importlib.import_module(system(name).module)
+    return module.example(module.sizes[name])
 
 
 def parameters(row: System) -> dict[str, int]:

@@ -500,6 +500,68 @@ def replay(arguments: list[str]) -> int:
     return 5
 
 
+# -------------------------------------------------------------------- the mathematics, seen
+
+
+def graph(arguments: list[str]) -> int:
+    """Draw what a model computes: modules, shapes, FLOPs, and with --backward the gradient on every edge."""
+    parser = _parser("graph")
+    parser.add_argument("what", metavar="RUN_OR_SYSTEM", help="a run directory, a system (resnet) or a size (resnet50)")
+    parser.add_argument(
+        "--out", metavar="FILE", default=None, help="graph.svg, or a .html whose modules unfold at a click"
+    )
+    parser.add_argument(
+        "--backward", action="store_true", help="send the loss's gradient back and show it on every edge"
+    )
+    depth = parser.add_mutually_exclusive_group()
+    depth.add_argument(
+        "--depth", type=int, default=None, help="levels of modules to unfold; 1 is none, 99 to operators"
+    )
+    depth.add_argument("--unfold", metavar="NAME", nargs="+", default=[], help="modules to unfold, by name or class")
+    options = parser.parse_args(arguments)
+    out = Path(options.out or "graph.svg") if options.out or not options.json else None
+    if out is not None and out.suffix.lower() not in (".svg", ".html"):
+        raise UsageError(f"--out {out} ends neither in .svg nor in .html", hint="--out graph.svg")
+    if options.depth is not None and options.depth < 1:
+        raise UsageError(f"--depth {options.depth} must be at least 1", hint="--depth 2")
+    from etude.graph import drawing
+
+    drawn = drawing.draw(options.what, backward=options.backward, depth=options.depth, unfold=options.unfold)
+    if out is not None:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(drawn.page() if out.suffix.lower() == ".html" else drawn.svg(), encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"cannot write {out}: {error.strerror}", hint="--out graph.svg") from None
+    if options.json:
+        _json(drawn.json() | {"out": str(out) if out else None})
+    else:
+        _table([*drawn.rows(), ["drawn", str(out)]])
+    return 0
+
+
+def gradcheck(arguments: list[str]) -> int:
+    """Check the chain rule: autograd against central finite differences in float64, layer by layer."""
+    parser = _parser("gradcheck")
+    parser.add_argument("what", metavar="SYSTEM_OR_RUN", help="a system (resnet), a size (resnet18) or a run directory")
+    options = parser.parse_args(arguments)
+    import torch
+
+    from etude.graph.gradcheck import gradcheck as check
+    from etude.graph.subject import subject
+
+    checked = subject(options.what, dtype=torch.float64, small=True)
+    outcome = check(checked)
+    if options.json:
+        rows, culprits = ([row.json() for row in found] for found in (outcome.rows, outcome.culprits))
+        _json({"what": checked.title, "on": checked.note, "ok": outcome.ok, "layers": rows, "culprits": culprits})
+        return 0 if outcome.ok else 1
+    head = ["LAYER", "TYPE", "PARAMETERS", "AUTOGRAD", "DIFFERENCE", "ERROR", "STEP", "VERDICT"]
+    _table([head, *(row.cells() for row in outcome.rows)])
+    print(f"\n{checked.title} on {checked.note}, float64: {outcome.said()}")
+    return 0 if outcome.ok else 1
+
+
 # -------------------------------------------------------------------- truth, speed, data, machine
 
 
@@ -632,6 +694,8 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "predict": predict,
     "report": report,
     "replay": replay,
+    "graph": graph,
+    "gradcheck": gradcheck,
     "verify": verify,
     "bench": bench,
     "data": data,
@@ -640,7 +704,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
 
 
 def _help() -> str:
-    rows = "\n".join(f"  {name:9}{(function.__doc__ or '').splitlines()[0]}" for name, function in VERBS.items())
+    rows = "\n".join(f"  {name:10}{(function.__doc__ or '').splitlines()[0]}" for name, function in VERBS.items())
     codes = (
         "0 ok, 1 failed, 2 usage or bad input, 3 data or weights missing, 4 checkpoint refused, 5 NaN, "
         "75 preempted and saved, 130 Ctrl-C"

@@ -59,6 +59,17 @@ def test_measures_are_exact_for_any_number_of_processes(both, name):
     assert one["steps"] == two["steps"] and one["best"]["step"] == two["best"]["step"]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_health_is_measured_over_all_processes(both, name):
+    """Norms, ratios and dead units of shards and shares are those of the whole."""
+    one, two = ([json.loads(line) for line in (d / name / "metrics.jsonl").read_text().splitlines()] for d in both)
+    pairs = [(a, b) for a, b in zip(one, two) if "grad_norms" in a]
+    assert len(pairs) >= 2
+    for a, b in pairs[:2]:
+        for kind in ("grad_norms", "act_norms", "update_ratios", "dead_units"):
+            assert a[kind] and b[kind] == pytest.approx(a[kind], rel=5e-3, abs=1e-6)
+
+
 def test_shared_batchnorm_in_one_process_is_batchnorm(monkeypatch):
     """Its formulas, with the sum over processes being the identity."""
     import torch.distributed as dist

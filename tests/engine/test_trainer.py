@@ -235,8 +235,8 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path, number, code):
         ({"data.poison": 77, "accumulate": 1}, "sample 77"),
         ({"data.poison": 78}, "sample 78"),
         ({"optim": Optim("sgd", lr=1e30), "clip": None, "ema": None}, "step [1-9]"),
-        ({"task": LogOfLogits(), "accumulate": 1}, "the loss is"),
-        ({"task": RootAtZero(), "accumulate": 1}, "gradient"),
+        ({"task": LogOfLogits(), "accumulate": 1}, r"log in the loss \(toys.py:\d+\) got -"),
+        ({"task": RootAtZero(), "accumulate": 1}, r"the backward pass of sqrt in the loss \(toys.py:\d+\)"),
     ],
 )
 def test_nan_is_explained_and_replayed(tmp_path, change, words):

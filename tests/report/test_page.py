@@ -489,6 +489,27 @@ def test_gradient_norms_of_few_and_many_layers(tmp_path, layers, steps, last):
     assert read["columns"][-1] == last
 
 
+def test_health_is_four_maps_side_by_side(tmp_path):
+    """Outputs of the layers with weights alone, shares on a scale to 1, and no map where no unit ever died."""
+
+    def line(step: int, dead: float) -> dict:
+        return {
+            "step": step, "grad_norms": {"a": 1.0, "b": 2.0}, "act_norms": {"a": 1.0, "bend": 2.0, "b": 3.0},
+            "update_ratios": {"a": 1e-3, "b": 1e-4}, "dead_units": {"bend": dead},
+        }  # fmt: skip
+
+    page = Page(report.render(make(tmp_path / "some", [line(step, 0.25) for step in range(1, 100)])))
+    assert "Gradient health" in page.text("h2") and not page.all("figure", class_="heat")
+    reads = [json.loads(f["data-read"]) for f in page.all("figure", class_="chart") if "grid" in f.get("data-read", "")]
+    assert [read["rows"] for read in reads] == [["a", "b"], ["a", "b"], ["a", "b"], ["bend"]]
+    assert reads[3]["values"][0][0] == "25.00\u202f%" and reads[1]["values"][1][0] == "1×10⁻⁴"
+    titles = ["Gradient norms", "Updates beside weights", "Outputs", "Dead units"]
+    assert [title for title in page.text("h3") if title in titles] == titles
+    page = Page(report.render(make(tmp_path / "none", [line(step, 0.0) for step in range(1, 9)])))
+    assert "Dead units" not in page.text("h3")
+    assert any(text.endswith("None was.") for text in page.text("p"))
+
+
 def test_each_column_of_the_heat_map_is_the_largest_of_its_steps(tmp_path):
     lines = [
         {"step": s, "grad_norms": {"fc": 9.0 if s == 500 else 1.0, "late": 1.0} if s > 300 else {"fc": 1.0}}

@@ -1,5 +1,7 @@
 """Classification: the losses by hand, the measures against scikit-learn, the answer to a picture."""
 
+import base64
+import io
 import math
 
 import numpy as np
@@ -80,6 +82,33 @@ def test_figures_show_the_matrix_and_the_mistakes():
     )
     assert images["kind"] == "images" and len(images["items"]) == 24
     assert "taken for" in images["items"][0]["caption"]
+
+
+def test_figures_show_where_a_model_looks():
+    """A model that says where its units look has it drawn over the first pictures; any other has no such figure."""
+
+    class Looking(Fixed):
+        def sampling_positions(self, images):
+            positions = torch.zeros(len(images), 4, 4, 9, 2)
+            positions[:, 1, 1], positions[:, 2, 2, :, 0], positions[:, 2, 2, :, 1] = 3.0, 5.0, 9.0
+            return positions
+
+    class Silent(Fixed):
+        def sampling_positions(self, images):
+            return None
+
+    dataset = Images(source="digits", mean=(0.3,), std=(0.4,)).open()
+    batches = [dataset.fetch("test", span) for span in (range(8), range(8, 20))]
+    batches = [b | {"image": nn.functional.one_hot(b["label"], 10).float()} for b in batches]
+    figure = Classify().figures(Classify().evaluate(Looking(), batches), dataset, "test")[-1]
+    assert figure["study"] and [item["caption"] for item in figure["items"]] == [f"test sample {i}" for i in range(6)]
+    with Image.open(io.BytesIO(base64.b64decode(figure["items"][0]["png"]))) as drawn:
+        assert drawn.size == (300, 300)  # 8 pixels of 25 each, and a margin of a quarter to all sides
+        blue, orange = (drawn.getpixel((50 + 25 * x + 12, 50 + 25 * y + 12)) for x, y in ((3, 3), (9, 5)))
+    assert isinstance(blue, tuple) and isinstance(orange, tuple)
+    assert blue[2] > blue[0] + 60 and orange[0] > orange[2] + 60
+    for model in (Fixed(), Silent()):
+        assert "looked" not in Classify().evaluate(model, batches)
 
 
 def test_a_result_knows_how_to_show_itself(tmp_path):

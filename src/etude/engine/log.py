@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -132,6 +133,14 @@ class MetricLog:
         with contextlib.suppress(OSError):
             self.flush()
         self._file.close()
+
+
+def read(path: Path, size: int) -> Iterator[dict[str, Any]]:
+    """The lines of a metric log's first `size` bytes that are whole."""
+    content = path.read_bytes()[:size] if path.is_file() else b""
+    for line in content.splitlines():
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
 
 
 def duration(seconds: float) -> str:

@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,18 +25,18 @@ from torch import Tensor, nn
 
 from etude import report
 from etude.data.base import Batch, Dataset
-from etude.engine import checkpoint, log, monitor
+from etude.engine import checkpoint, health, log, monitor
 from etude.engine.evaluate import arrive, leave, measure, numbers
 from etude.engine.log import duration
 from etude.engine.optim import EMA, by_player
-from etude.engine.parallel import SyncBatchNorm, World, assemble, distribute, fill, full, join
+from etude.engine.parallel import Player, SyncBatchNorm, World, assemble, distribute, fill, full, join
 from etude.engine.precision import Resolved, autocast, keep_large_blocks, resolve
 from etude.engine.prefetch import prefetch
 from etude.engine.recipe import Recipe
 from etude.engine.replay import seed_step, write_replay
 from etude.engine.run import version
 from etude.errors import EtudeError, Interrupted, NumericError, RefusedError, UsageError
-from etude.tasks.base import Logs, LossFn
+from etude.tasks.base import Logs, LossFn, LossLogs
 from etude.tasks.metrics import Metric
 
 SAVE_SECONDS = 30.0
@@ -92,6 +93,7 @@ class Trainer:
         self.last_train: dict[str, float] = {}
         self.last_eval: dict[str, Any] = {}
         self._number = 0
+        self._norms: deque[tuple[int, Tensor]] = deque(maxlen=50)
         self._stop: signal.Signals | None = None
         self._metrics: log.MetricLog | None = None
         self._board = None
@@ -119,6 +121,7 @@ class Trainer:
         self.compiled = recipe.compile
         optims = by_player(recipe.optim)
         self.parameters = dict(self.model.named_parameters())  # by now, as sharded modules show others during a step
+        self._names: dict[Tensor, str] = {p: name for name, p in self.parameters.items()}
         self.players = assemble(self.model, optims, self.world)
         try:
             self.optimizers = {name: optim.build(self.players[name].parameters) for name, optim in optims.items()}
@@ -126,6 +129,8 @@ class Trainer:
             raise UsageError(f"the optimiser of {recipe.name} cannot be built: {error}") from error
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.ema = EMA(self.model, recipe.ema) if recipe.ema else None
+        self.probe = health.Probe(self.model)
+        self.judge = health.Judge.of(self.parameters, list(optims))
 
     # ---------------------------------------------------------------- the step
 
@@ -137,31 +142,54 @@ class Trainer:
         self._seed(self._number)
         logs: Logs = {}
         losses: list[Tensor] = []
-        for part, micro in enumerate(monitor.split_batch(batch, parts)):
-            with contextlib.nullcontext() if part == parts - 1 else mine.unsynced():
-                with autocast(self.precision, self.device):
-                    loss, said = mine.call(loss_fn, micro)
-                self.scaler.scale(loss / parts if parts > 1 else loss).backward()
-            losses.append(loss.detach())
-            if self._logged or self._showing:
-                for name, value in said.items():
-                    value = (value() if callable(value) else value).detach()
-                    logs[name] = logs[name] + value / parts if name in logs else value / parts
+        probe = self.probe if self._health_due else None
+        # compiled code calls no hooks, and would be compiled anew for them: its outputs are not measured
+        with probe.outputs() if probe and not self.compiled else contextlib.nullcontext():
+            for part, micro in enumerate(monitor.split_batch(batch, parts)):
+                with contextlib.nullcontext() if part == parts - 1 else mine.unsynced():
+                    with autocast(self.precision, self.device):
+                        loss, said = self._call(mine, loss_fn, micro)
+                    self.scaler.scale(loss / parts if parts > 1 else loss).backward()
+                losses.append(loss.detach())
+                if self._logged or self._showing:
+                    for name, value in said.items():
+                        value = (value() if callable(value) else value).detach()
+                        logs[name] = logs[name] + value / parts if name in logs else value / parts
         self.scaler.unscale_(optimizer)
-        norms = torch._foreach_norm([p.grad for p in mine.parameters if p.grad is not None])
-        norm = torch.stack([full(norm) for norm in norms]).norm()
+        moving = [(p, p.grad) for p in mine.parameters if p.grad is not None]
+        norms = [full(norm) for norm in torch._foreach_norm([grad for _, grad in moving])]
+        norm = torch.stack(norms).norm()
         if not self._finite(losses, norm):
             raise monitor.NonFinite(loss_fn, batch, player, self._number)
-        if self._health_due:
-            self._health |= monitor.layer_norms(self.model)
+        self._norms.append((self.step, norm))
+        if probe:
+            probe.before([(self._names[p], p) for p, _ in moving], norms)
         if self.recipe.clip is not None:
             nn.utils.clip_grads_with_norm_(mine.parameters, self.recipe.clip, norm)
         self.scaler.step(optimizer)
         self.scaler.update()
+        if probe:
+            for kind, values in probe.after(self.world).items():
+                self._health.setdefault(kind, {}).update(values)
         for p in mine.parameters:
             p.grad = None
         logs["grad_norm"] = norm
         return logs if len(self.players) == 1 else {f"{player}/{name}": value for name, value in logs.items()}
+
+    def _call(self, mine: Player, loss_fn: LossFn, batch: Batch) -> tuple[Tensor, LossLogs]:
+        """A player's loss. What an operator refuses, such as a label out of range, is the user's to mend."""
+        try:
+            return mine.call(loss_fn, batch)
+        except (IndexError, ValueError, RuntimeError) as error:
+            refused = isinstance(error, IndexError | ValueError) or "out of bounds" in str(error)
+            if isinstance(error, EtudeError) or not refused or self.world.shard > 1:
+                raise
+            self._seed(self._number)
+            with self._alone():
+                said = monitor.explain_error(self.model, loss_fn, batch, autocast(self.precision, self.device))
+            if not said:
+                raise
+            raise UsageError(f"step {self.step}: {said}") from error
 
     def _finite(self, losses: list[Tensor], norm: Tensor) -> bool:
         """Whether a step may be taken. The norm is the same on all processes; under fp16 the scaler skips a step whose
@@ -229,7 +257,7 @@ class Trainer:
         self.log.begin(self.step, steps)
         self._clock = self._shown = self._saved = time.monotonic()
         self._shown_step = self.step
-        health_every = max(recipe.log_every, steps // 100)
+        health_every = health.every(recipe.log_every, steps)
         last = self.step if self._out_of_patience() else steps
         batches = prefetch(self._make, self.step, last, workers=self.workers)
         for batch in batches:
@@ -278,8 +306,10 @@ class Trainer:
             lr = {"lr": rates["model"]} if len(rates) == 1 else {f"{name}/lr": rate for name, rate in rates.items()}
             self._write({"step": self.step, "epoch": round(epoch, 4), **values, **lr})
         if self._health:
-            self._last_norms = self._health
-            self._write({"step": self.step, "grad_norms": self._health})
+            measured = health.line(self._health)
+            self._write({"step": self.step, **measured})
+            for message in self.judge(measured):
+                self.log(f"step {self.step}  {message}")
         if self._showing:
             self._progress(values, time.monotonic())
 
@@ -465,9 +495,8 @@ class Trainer:
 
     def tensors(self) -> checkpoint.Groups:
         """Everything a checkpoint holds: weights, optimiser state by parameter name, averages; gathered whole."""
-        names: dict[Tensor, str] = {p: name for name, p in self.parameters.items()}
         optim = {
-            f"{player}/{names[p]}/{key}": full(value)
+            f"{player}/{self._names[p]}/{key}": full(value)
             for player, optimizer in self.optimizers.items()
             for p, state in optimizer.state.items()
             for key, value in state.items()
@@ -490,6 +519,8 @@ class Trainer:
             self.log("no checkpoint to resume from: starting from step 0")
             return
         self.restore(loaded)
+        for line in log.read(self.directory / "metrics.jsonl", self._metrics_bytes):
+            self.judge(line)  # what was said before is not said again
         self.log(f"resumed from checkpoint step-{loaded.step}, every file as its sha256 says")
 
     def restore(self, loaded: checkpoint.Loaded) -> None:
@@ -558,8 +589,7 @@ class Trainer:
     _report_every = 10.0
     _health_due = False
     _logged = _showing = True
-    _health: dict[str, float] = {}
-    _last_norms: dict[str, float] = {}
+    _health: health.Measured = {}
     _clock = 0.0
 
     @property
@@ -610,13 +640,28 @@ class Trainer:
         """What this process finds by itself; nothing is shared meanwhile, as others may find something else earlier."""
         if self.world.shard > 1:  # layers cannot be computed without the others' shards
             return monitor.explain_inputs(error.batch)
+        with self._alone():
+            context, parts = autocast(self.precision, self.device), self.recipe.accumulate
+            return monitor.explain(self.model, error.loss_fn, error.batch, error.player, parts, context)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Within, a pass can be watched: no other process takes part, and compiled layers run as they are written."""
         SyncBatchNorm.alone = True
         try:
-            with torch.compiler.set_stance("force_eager"):  # compiled layers do not show their outputs
-                context = autocast(self.precision, self.device)
-                return monitor.explain(self.model, error.loss_fn, error.batch, self.recipe.accumulate, context)
+            with torch.compiler.set_stance("force_eager"):
+                yield
         finally:
             SyncBatchNorm.alone = False
+
+    def _trend(self, weights: dict[str, Tensor]) -> str:
+        """What the steps before a failure tell: weights or gradients that grew."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.recipe.seed)
+            start: dict[str, Tensor] = self.recipe.model.build().state_dict()
+        grown = health.growth(weights, {name: start[name] for name in self.parameters})
+        norms = [(step, norm.item()) for step, norm in self._norms]
+        return health.trend(norms, grown, self.judge.last, clipped=self.recipe.clip is not None)
 
     def _explain(self, error: monitor.NonFinite) -> NoReturn:
         """Name what went wrong, leave the step as tensors for `etude replay`, and stop with exit 5."""
@@ -626,15 +671,14 @@ class Trainer:
         # the process that has the samples hands over its batch
         found = self.world.gather((finding, self._batch if finding.samples else None, self.world.rank))
         finding, batch, rank = next((one for one in found if one[0].samples), found[0])
+        trend = "" if finding.given else self._trend(weights)
+        finding = finding.after(trend)
         if self.directory and self.main:
             about = {"step": self.step, "rank": rank, "number": error.number, "precision": self.precision}
+            about |= {"trend": trend}
             with contextlib.suppress(checkpoint.SaveError, OSError):  # a full disk must not hide what was found
                 write_replay(self.directory, weights, batch or self._batch, about | {"finding": finding.json()})
-        norms = self._last_norms
         said = f"NaN or Inf at step {self.step}: {finding.what}"
-        if norms:
-            largest = sorted(norms.items(), key=lambda item: -item[1])[:3]
-            said += "; last gradient norms: " + ", ".join(f"{name} {norm:.3g}" for name, norm in largest)
         self.log.end()
         self.log(said)
         hint = f"etude replay {self.directory}" if self.directory else "lower --optim.lr or set --clip 1.0"

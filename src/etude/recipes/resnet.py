@@ -94,6 +94,35 @@ def regularisation() -> Study:
     )
 
 
+def deformable() -> Study:
+    """Plain, dilated and deformable networks on clothes that are turned, scaled and sheared at random."""
+    bent = Augment(degrees=60, translate=(0.1, 0.1), scale=(0.6, 1.1), shear=25, interpolation="bilinear", fill=None)
+    base = Recipe(
+        name="resnet.deformable",
+        model=small(in_channels=1, width=16),
+        data=Images(source="fashion-mnist", mean=(0.2,), std=(0.32,), subset=20_000, distort=bent),
+        task=Classify(),
+        optim=dataclasses.replace(SGD, lr=0.1),
+        schedule=Schedule("cosine", warmup=50),
+        steps=500,
+        batch_size=128,
+        channels_last=True,
+        eval_every=250,
+    )
+    return Study(
+        name="resnet.deformable",
+        question="Every picture of Fashion-MNIST is turned, scaled and sheared, once and for all. Does it help that "
+        "taps follow the object (deformable), or that they lie further apart on a finer map (dilated)?",
+        base=base,
+        variants=(
+            variant("plain"),
+            variant("dilated", **{"model.dilated_from": 4}),
+            variant("deformable", **{"model.deformable_from": 4}),
+            variant("both", **{"model.dilated_from": 4, "model.deformable_from": 4}),
+        ),
+    )
+
+
 def mnist() -> Recipe:
     """MNIST, official files. Not run here."""
     return dataclasses.replace(

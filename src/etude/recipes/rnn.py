@@ -31,7 +31,7 @@ def clipping() -> Study:
     return Study(
         name="rnn.clipping",
         question="Why are the gradients of recurrent networks clipped? A gradient that passes 128 steps is a product "
-        "of 128 Jacobians: where their norms are a little above one it explodes, and one such step throws the weights "
+        "of 128 Jacobians: where their norms are a little above one it grows, and a few such steps throw the weights "
         "far away (Pascanu et al., 2013). Clipping keeps its direction and bounds its length.",
         base=Recipe(
             name="rnn.clipping",

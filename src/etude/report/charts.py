@@ -475,7 +475,7 @@ def _key(left: float, name: str, ramp: Axis, also: Sequence[str]) -> str:
     out += [
         f'<rect class="h{i}" x="{at + i * step:.1f}" y="3" width="{step + 0.5}" height="9"/>' for i in range(LEVELS)
     ]
-    for place, text in ramp.marks(4):
+    for place, text in ramp.marks(2 if ramp.log else 4):
         out.append(f'<path class="axis" d="M{at + place:.1f} 12v3"/>{_text(at + place, 26, text, anchor="middle")}')
     at += ramp.size + 34
     for kind in also:
@@ -496,19 +496,23 @@ def heat(
     log: bool = False,
     marks: Sequence[tuple[float, str]] | None = None,
     lead: str = "value",
+    share: bool = False,
+    narrow: bool = False,
 ) -> str:
-    """A heat map of (rows, columns). `marks` are (column, text) along the bottom, the columns' names if left out.
+    """A heat map of (rows, columns), as wide as the page or, `narrow`, as a line chart, with its title.
 
-    `lead` names the value. NaN is blank; infinite numbers are hatched; on a log scale, which spans at most 8 decades,
-    0 is dotted.
+    `marks` are (column, text) along the bottom, the columns' names if left out. `lead` names the value. NaN is blank;
+    infinite numbers are hatched; on a log scale, which spans at most 8 decades, 0 is dotted. A `share`'s scale is that
+    from 0 to 1.
     """
     count_r, count_c = values.shape
-    cell_h = 24.0 if count_r <= 16 else 13.0 if count_r <= 80 else max(2.0, 900 / count_r)
+    few = 18.0 if narrow else 24.0
+    cell_h = few if count_r <= 16 else 13.0 if count_r <= 80 else max(2.0, 900 / count_r)
     size = min(11.5, 0.8 * max(cell_h, 12))
-    every = max(1, math.ceil(11 / cell_h))
-    left = max(12 + 0.62 * size * max(len(short(r, 30)) for r in rows), 14 + 6.6 * max(len(row), len(column)))
-    total = 1096.0
-    width, height, top = total - left - 8, count_r * cell_h, 34
+    every, longest = max(1, math.ceil(11 / cell_h)), 20 if narrow else 30
+    left = max(12 + 0.62 * size * max(len(short(r, longest)) for r in rows), 14 + 6.6 * max(len(row), len(column)))
+    total = float(_WIDTH) if narrow else 1096.0
+    width, height, top = total - left - 8, count_r * cell_h, 52 if narrow else 34
     cell_w = min(width / count_c, 72.0)
     width = cell_w * count_c
 
@@ -517,8 +521,11 @@ def heat(
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (1.0, 1.0)
     if log:
         low = max(low, high / 1e8)
+    if share:
+        low, high = 0.0, 1.0
     if not _apart(low, high):
         low, high = (low / 2, high * 2) if log else (low - 0.5, high + 0.5)
+    show: Callable[[float], str] = percent if share else lambda value: number(value, 3)
     scale = Axis(low, high, LEVELS, log)
     part = scale(np.where(usable, np.clip(values, low, high), np.nan))
     levels = np.where(np.isnan(part), -1, np.clip(np.nan_to_num(part), 0, LEVELS - 1)).astype(np.int64)
@@ -532,7 +539,7 @@ def heat(
     for i, name in enumerate(rows):
         if i % every == 0:
             place = top + (i + 0.5) * cell_h + 0.36 * size
-            body.append(_text(left - 8, place, short(name, 30), "tick mono", "end", f' font-size="{size:g}"'))
+            body.append(_text(left - 8, place, short(name, longest), "tick mono", "end", f' font-size="{size:g}"'))
     if marks is None:
         skip = math.ceil(max(7.0 * max(len(short(c, 12)) for c in columns) + 6, 1) / cell_w)
         marks = [(i, short(c, 12)) for i, c in enumerate(columns) if i % skip == 0]
@@ -544,15 +551,17 @@ def heat(
 
     body.append(_text(left - 8, top - 7, row, "tick name", "end"))
     also = [kind for level, kind in ((LEVELS, "hatched"), (LEVELS + 1, "dotted")) if (levels == level).any()]
-    body.append(_key(left, lead, Axis(low, high, 16 * LEVELS, log), also))
+    body.append(_key(0 if narrow else left, lead, Axis(low, high, 16 * LEVELS, log, share=share), also))
     data = {
         "kind": "grid", "left": left, "top": top, "width": cell_w, "height": cell_h, "row": row, "column": column,
         "rows": list(rows), "columns": list(columns),
-        "values": [[number(v, 3) if not math.isnan(v) else "" for v in line] for line in values.tolist()],
+        "values": [[show(v) if not math.isnan(v) else "" for v in line] for line in values.tolist()],
     }  # fmt: skip
     desc = f"{count_r} rows ({row}) by {count_c} columns ({column}), from {number(low)} to {number(high)}."
     desc += f" {bad} cells are not finite." if (bad := int(np.isinf(values).sum())) else ""
     svg = _svg(total, top + height + 26, title, desc, "".join(body))
+    if narrow:
+        return _figure("chart", title, "", svg, (), data)
     return _figure("heat", "", "", _scrolled(svg, title), (), data)
 
 

@@ -48,6 +48,13 @@ _LOGARITHMIC = 30
 """A measure whose values span more than this factor gets a logarithmic axis."""
 _COLUMNS = 120
 """Most columns of the heat map of gradient norms."""
+_HEALTH = {
+    "grad_norms": ("Gradient norms", "gradient norm"),
+    "update_ratios": ("Updates beside weights", "|update| / |weights|"),
+    "act_norms": ("Outputs", "root mean square"),
+    "dead_units": ("Dead units", "share"),
+}
+"""What is measured by layer: its title, and the name of its value."""
 _CLASSES = 120
 """Most classes of a confusion matrix that is drawn; of more there are the tables beside it."""
 
@@ -81,7 +88,8 @@ class Metrics:
 
     train: dict[str, dict[str, Curve]] = field(default_factory=dict)
     evaluated: dict[str, dict[str, Curve]] = field(default_factory=dict)
-    gradients: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
+    health: dict[str, list[tuple[float, dict[str, Any]]]] = field(default_factory=dict)
+    """Kind of measurement -> (step, layer -> value)."""
     epochs: float = 0
     skipped: int = 0
     """Lines that are no JSON object; a last line cut off by a kill is not counted."""
@@ -139,8 +147,8 @@ def read_metrics(path: Path) -> Metrics:
                     for name, measured in value.items():
                         if _is_number(measured):
                             add(evaluated, (split, name), step, measured)
-                elif kind is dict and key == "grad_norms":
-                    found.gradients.append((step, value))
+                elif kind is dict and key in _HEALTH:
+                    found.health.setdefault(key, []).append((step, value))
     if "epoch" in train:
         found.epochs = train["epoch"][1][-1]
     for key, curve in train.items():
@@ -292,33 +300,60 @@ def _curves(metrics: Metrics, kept: float | None) -> str:
     return _section("curves", "Curves", f'<div class="grid2">{"".join(figures)}</div>', lead)
 
 
-def _gradients(records: list[tuple[float, dict[str, Any]]]) -> str:
-    if not records:
+def _health(records: dict[str, list[tuple[float, dict[str, Any]]]]) -> str:
+    """A heat map a kind: two and two where there are several, as they are compared with each other."""
+    learning = {name for _, norms in records.get("grad_norms", []) for name in norms}
+    if "act_norms" in records:  # those of the layers that the other maps show
+        records = records | {
+            "act_norms": [(s, {n: v for n, v in values.items() if n in learning}) for s, values in records["act_norms"]]
+        }
+    dead = records.get("dead_units", [])
+    none_dead = bool(dead) and all(share == 0 for _, shares in dead for share in shares.values())
+    kinds = [kind for kind in _HEALTH if any(values for _, values in records.get(kind, []))]
+    kinds = [kind for kind in kinds if not (kind == "dead_units" and none_dead)]
+    if not kinds:
         return ""
+    columns = _COLUMNS if len(kinds) == 1 else _COLUMNS // 2
+    figures = [_by_layer(kind, records[kind], columns, narrow=len(kinds) > 1) for kind in kinds]
+    body = "".join(figures) if len(kinds) == 1 else f'<div class="grid2">{"".join(figures)}</div>'
+    lead = (
+        "What each layer went through over time, the layer nearest the input on top. A row of gradients that fades has "
+        "all but stopped learning; a column that stands out was a step with large gradients. An update is usually "
+        "about a thousandth of the weights it changes. A unit is dead that is 0, or saturated, for every sample of the "
+        "batch."
+        if len(kinds) > 1
+        else "The norm of each layer's gradient over time, the layer nearest the input on top. A row that fades has "
+        "all but stopped learning; a column that stands out was a step with large gradients."
+    )
+    if none_dead:
+        lead += " None was."
+    if max(len(records[kind]) for kind in kinds) > columns:
+        lead += " Each column is the largest of its steps."
+    return _section("gradients", "Gradient health" if len(kinds) > 1 else "Gradient norms by layer", body, lead)
+
+
+def _by_layer(kind: str, records: list[tuple[float, dict[str, Any]]], most: int, *, narrow: bool) -> str:
+    title, lead = _HEALTH[kind]
     layers = list(dict.fromkeys(name for _, norms in records for name in norms))
     steps = np.array([step for step, _ in records], float)
     # NaN: not logged; infinite: logged, but not finite
     table = np.array([[_norm(norms, name) for _, norms in records] for name in layers])
-    bins = list(pairwise(np.linspace(0, len(steps), min(_COLUMNS, len(steps)) + 1).astype(int).tolist()))
+    bins = list(pairwise(np.linspace(0, len(steps), min(most, len(steps)) + 1).astype(int).tolist()))
     cells = np.stack([table[:, a:b].max(1, initial=0, where=~np.isnan(table[:, a:b])) for a, b in bins], axis=1)
     cells[np.stack([np.isnan(table[:, a:b]).all(1) for a, b in bins], axis=1)] = np.nan
     middles = np.array([steps[a:b].mean() for a, b in bins])
     first_last = [(float(steps[a]), float(steps[b - 1])) for a, b in bins]
     names = [number(a) + (f" to {number(b)}" if b > a else "") for a, b in first_last]
     marks = None
-    if len(bins) > 16:
+    if len(bins) > (8 if narrow else 16):
         at = np.arange(len(bins))
-        wanted = charts.ticks(float(middles[0]), float(middles[-1]), 8)
+        wanted = charts.ticks(float(middles[0]), float(middles[-1]), 4 if narrow else 8)
         marks = [(float(np.interp(t, middles, at)), number(t)) for t in wanted]
-    figure = charts.heat(
-        "Gradient norms", cells, layers, names, row="layer", column="step", log=True, marks=marks, lead="gradient norm",
+    share = kind == "dead_units"
+    return charts.heat(
+        title, cells, layers, names, row="layer", column="step", log=not share, marks=marks, lead=lead, share=share,
+        narrow=narrow,
     )  # fmt: skip
-    merged = " Each column is the largest of its steps." if len(steps) > _COLUMNS else ""
-    lead = (
-        "The norm of each layer's gradient over time, the layer nearest the input on top. A row that fades has all but "
-        f"stopped learning; a column that stands out was a step with large gradients.{merged}"
-    )
-    return _section("gradients", "Gradient norms by layer", figure, lead)
 
 
 def _norm(norms: dict[str, Any], name: str) -> float:
@@ -710,7 +745,7 @@ def render(run: Path) -> str:
     sections = [
         ("curves", "Curves", _curves(metrics, headline.kept if headline else None)),
         *figures,
-        ("gradients", "Gradients", _gradients(metrics.gradients)),
+        ("gradients", "Gradients", _health(metrics.health)),
         ("recipe", "Recipe", _section("recipe", "Recipe", _trees(view.config, "run")) if view.config else ""),
         ("environment", "Environment", _environment(view)),
         ("reproduce", "Reproduce", _reproduce(view)),

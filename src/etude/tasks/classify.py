@@ -19,6 +19,12 @@ from etude.tasks.metrics import Confusion, Mean, Metric, Worst
 
 CHUNK = 64
 """Inputs predicted at once."""
+SHOWN = 6
+"""Pictures over which the report draws where the network looks."""
+UNITS = (0.3, 0.6)
+"""Which units of the last maps: this part of the way down and to the right."""
+COLOURS = ((37, 99, 235), (234, 88, 12))
+"""Of the units' positions."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +79,16 @@ class Classify(Task):
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, Metric]:
         """Top-1 accuracy, mean cross-entropy (without smoothing), confusion counts and the worst mistakes; also top-5
-        accuracy where there are more than ten classes."""
+        accuracy where there are more than ten classes, and where a model looks that says so: its
+        `sampling_positions(images)` gives (B, P, Q, S, 2) pixels (y, x) for each unit of its last maps, or None."""
         measured: dict[str, Metric] = {}
-        accuracy, top5, loss, worst = Mean(), Mean(), Mean(), Worst(24)
+        accuracy, top5, loss, worst, looked = Mean(), Mean(), Mean(), Worst(24), Worst(SHOWN)
+        look: Callable[[Tensor], Tensor | None] | None = getattr(model, "sampling_positions", None)
         confusion = None
         for batch in batches:
             logits, labels = model(batch["image"]).float(), batch["label"]
+            if look and confusion is None:  # once on every process, as all take part in a sharded model
+                _look(look(batch["image"][:SHOWN]), batch["index"][:SHOWN], looked)
             confusion = confusion or Confusion(logits.shape[1])
             losses = F.cross_entropy(logits, labels, reduction="none")
             confidence, predicted = logits.softmax(1).max(1)
@@ -93,10 +103,13 @@ class Classify(Task):
         measured |= {"accuracy": accuracy, "loss": loss}
         if top5.count:
             measured["accuracy_top5"] = top5
+        if looked.records:
+            measured["looked"] = looked
         return measured | ({"confusion": confusion} if confusion else {}) | {"worst": worst}
 
     def figures(self, measured: dict[str, Metric], dataset: Dataset, split: str) -> list[Block]:
-        """The confusion matrix, and the mistakes with the largest loss as pictures."""
+        """The confusion matrix, the mistakes with the largest loss as pictures, and where the model looked, if it says
+        so."""
         classes = dataset.facts["classes"]
         blocks: list[Block] = [
             {
@@ -120,6 +133,15 @@ class Classify(Task):
                 for image, (index, label, predicted, confidence) in zip(images, mistakes)
             ]
             blocks.append({"kind": "images", "title": "The worst mistakes", "items": items})
+        if "looked" in measured:
+            records = measured["looked"].value()
+            images = dataset.fetch(split, [int(index) for index, *_ in records])["image"]
+            items = [
+                {"png": _base64(_drawn(image, positions)), "caption": f"{split} sample {int(index)}"}
+                for image, (index, *positions) in zip(images, records)
+            ]
+            title = "Where two units of the last maps look"
+            blocks.append({"kind": "images", "title": title, "items": items, "study": True})
         return blocks
 
     @torch.no_grad()
@@ -217,9 +239,39 @@ def _pil(image: Tensor) -> Image.Image:
 
 
 def _png(image: Tensor) -> str:
+    return _base64(_pil(image))
+
+
+def _base64(picture: Image.Image) -> str:
     buffer = io.BytesIO()
-    _pil(image).save(buffer, "PNG", optimize=True)
+    picture.save(buffer, "PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _look(positions: Tensor | None, index: Tensor, looked: Worst) -> None:
+    """Keep the positions of two units for the samples of the smallest indices."""
+    if positions is None:
+        return
+    p, q = positions.shape[1:3]
+    units = [positions[:, round(part * p), round(part * q)].flatten(1) for part in UNITS]
+    looked.add(-index.float(), index, *(unit.cpu() for unit in units))
+
+
+def _drawn(image: Tensor, units: list[list[float]]) -> Image.Image:
+    """The picture, enlarged to about 200 pixels, with the positions (y, x, y, x ...) of each unit in its own colour, as
+    far as they lie inside or up to a quarter of the side outside."""
+    scale = max(1, 200 // image.shape[1])
+    picture = _pil(image).convert("RGB")
+    picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    margin = picture.height // 4
+    sheet = Image.new("RGB", (picture.width + 2 * margin, picture.height + 2 * margin), "white")
+    sheet.paste(picture, (margin, margin))
+    draw = ImageDraw.Draw(sheet, "RGBA")
+    for positions, colour in zip(units, COLOURS):
+        for y, x in zip(positions[::2], positions[1::2]):
+            across, down = (margin + (place + 0.5) * scale for place in (x, y))
+            draw.ellipse((across - 2, down - 2, across + 2, down + 2), fill=(*colour, 90))
+    return sheet
 
 
 def _name(raw: Any) -> str:

@@ -11,6 +11,7 @@ from torch import nn
 
 from etude import catalog
 from etude.verify import golden, graph
+from etude.vision.deformable import deform_conv2d
 from etude.weights import load_weights
 
 GOLDEN = {
@@ -34,7 +35,7 @@ PARAMETERS = {
 @dataclass(frozen=True)
 class Check:
     system: str
-    """The size that was built."""
+    """The size that was built, or the system that is a block without sizes."""
     reference: str
     quantity: str
     error: float
@@ -52,12 +53,14 @@ class Check:
 def run(systems: list[str] | None = None) -> list[Check]:
     """All checks of these systems or sizes, or of all. UsageError names the nearest where one is unknown."""
     rows = catalog.SYSTEMS if systems is None else [catalog.system(name) for name in systems]
-    sizes = [size for row in rows for size in row.sizes if systems is None or {row.name, size} & set(systems)]
+    sizes = [
+        size for row in rows for size in row.sizes or (row.name,) if systems is None or {row.name, size} & set(systems)
+    ]
     return [check for size in dict.fromkeys(sizes) for check in checks(size)]
 
 
 def checks(size: str) -> Iterator[Check]:
-    """The checks of one size."""
+    """The checks of one size, or of a block."""
     if size in PARAMETERS:
         reference, count = PARAMETERS[size]
         yield Check(size, reference, "parameters", abs(catalog.count(size) - count), 0)
@@ -67,6 +70,8 @@ def checks(size: str) -> Iterator[Check]:
         yield mlp_formula()
     if size in ("rnn", "lstm"):
         yield recurrent_formula(size)
+    if size == "deformable":
+        yield from deformable_checks()
     if size == "cnn":
         yield cnn_formula()
     if size in graph.FORMULAS:
@@ -143,6 +148,34 @@ def recurrent_formula(size: str) -> Check:
     difference = np.linalg.norm(logits - np.stack(expected, 1)) / np.linalg.norm(expected)
     formula = "h = tanh(W x + b + U h + b')" if size == "rnn" else "c = f c + i g, h = o tanh(c)"
     return Check(size, formula, "logits", float(difference), 1e-5)
+
+
+def deformable_checks() -> Iterator[Check]:
+    """Deformable convolution in two weight groups and two offset groups: outputs and gradients of (y * y).sum()."""
+    expected = golden.load("deform_conv2d")
+    seed, inputs = expected.meta["seed"], expected.meta["inputs"]
+    x, w, b = (torch.from_numpy(golden.weight(seed, name, tuple(inputs[name]))) for name in ("x", "w", "b"))
+    errors: dict[str, float] = {}
+    for case, stride in (("s1", 1), ("s2d2", 2)):  # padding and dilation are as large as the stride
+        n, _, p, q = expected.meta["outputs"][f"{case}_v1"]
+        channels = inputs["offset_groups"] * w.shape[2] * w.shape[3]
+        drawn = golden.generator(seed, f"offset{case}")
+        offset = torch.from_numpy((2 * drawn.standard_normal((n, 2 * channels, p, q))).astype(np.float32))
+        mask = torch.from_numpy(drawn.uniform(0, 1, (n, channels, p, q)).astype(np.float32))
+        for version in ("v1", "v2"):
+            leaves = [tensor.clone().requires_grad_() for tensor in (x, w, offset)]
+            moved = mask if version == "v2" else None
+            y = deform_conv2d(
+                leaves[0], leaves[2], leaves[1], b, stride=stride, padding=stride, dilation=stride, mask=moved
+            )
+            gradients = torch.autograd.grad((y * y).sum(), leaves)
+            answers = dict(zip(("output", "gradient by x", "gradient by w", "gradient by offset"), (y, *gradients)))
+            for (quantity, answer), suffix in zip(answers.items(), ("", "_dx", "_dw", "_doff")):
+                found = expected.errors(f"{case}_{version}{suffix}", answer)
+                key = f"{version} {quantity}"
+                errors[key] = max(errors.get(key, 0.0), *found.values())
+    for quantity, error in errors.items():
+        yield Check("deformable", "torchvision 0.29.1", quantity, error, golden.BOUND)
 
 
 def cnn_formula() -> Check:

@@ -11,6 +11,7 @@ Shapes: B batch, C channels, H W height and width, D channels of the last layer,
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -151,5 +152,12 @@ class MobileNetV2(nn.Module):
 
 
 sizes = {"mobilenet_v1": ConfigV1(), "mobilenet_v2": ConfigV2()}
+
+
+def example(config: ConfigV1 | ConfigV2) -> tuple[Tensor, ...]:
+    """Inputs that the model takes, for drawing and counting."""
+    side = 112 * config.stem_stride
+    return (torch.randn(1, config.in_channels, side, side),)
+
 
 RENAME: dict[str, tuple[tuple[str, str], ...]] = {"torchvision": ()}

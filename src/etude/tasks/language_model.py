@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -222,8 +223,9 @@ def coloured(texts: list[str], bits: list[float], *, width: int = 880) -> Image.
     for text, cost in zip(texts, bits):
         for character in text:
             if character == "\n":
-                x, y, word = float(margin), y + height, len(places) + 1
+                x, y, word = float(margin), y + height, len(places)
                 continue
+            character = _drawable(character)
             places.append((x, y, character, cost))
             x += font.getlength(character)
             if character == " ":
@@ -242,6 +244,13 @@ def coloured(texts: list[str], bits: list[float], *, width: int = 880) -> Image.
     for px, py, character, _ in places:
         draw.text((px, py), character, fill="#1f2328", font=font)
     return sheet
+
+
+def _drawable(character: str) -> str:
+    """What stands for a character in Pillow's own font, which has neither dashes nor accents."""
+    if unicodedata.category(character) == "Pd":
+        return "-"
+    return unicodedata.normalize("NFD", character)[0]
 
 
 def _png(picture: Image.Image) -> str:

@@ -211,7 +211,7 @@ def test_lines_are_broken_between_words():
 
 def test_characters_that_the_font_lacks_are_drawn_as_their_like():
     pixels = [np.asarray(coloured(list(text), [1.0] * len(text))) for text in ("caf\u00e9 \u2014 a", "cafe - a")]
-    assert np.array_equal(*pixels)
+    assert np.array_equal(pixels[0], pixels[1])
 
 
 def test_continuations_are_plain():

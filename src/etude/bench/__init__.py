@@ -22,11 +22,7 @@ import torch
 from etude.engine.precision import keep_large_blocks
 from etude.errors import EtudeError, UsageError, nearest
 
-<<<<<<< HEAD
-NAMES = ("mlp", "resnet", "mobilenet", "augment", "recurrent", "graph")
-=======
 NAMES = ("mlp", "resnet", "mobilenet", "augment", "graph", "recurrent", "deformable")
->>>>>>> main
 Row = dict[str, Any]
 """{"name", "what", "ours", "peer", "unit", "peer_name", "peer_version", "ratio", "target"}; "note" if no peer ran."""
 

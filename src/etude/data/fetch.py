@@ -70,11 +70,6 @@ class Remote:
     official: tuple[str, ...] = ()
     debian: Debian | None = None
     by_hand: str = ""
-<<<<<<< HEAD
-    convert: Callable[[Path], None] | None = None
-    """Adds to a folder of checked files what is made out of them, e.g. a plain text."""
-=======
->>>>>>> main
     made: Callable[[str, Path, Progress | None], None] | None = None
     """Called with "official" or "debian", an empty folder and a progress: makes the set there from something that
     changes with time. What its files are is known only then, and kept in the receipt."""

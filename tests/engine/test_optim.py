@@ -139,3 +139,19 @@ def test_ema_by_hand():
     with ema.applied():
         assert model.weight.item() == pytest.approx(expected, rel=1e-6)
     assert model.weight.item() == 7
+
+
+def test_ema_of_shared_weights():
+    """Two layers with one weight have one average, which is put in and taken out once."""
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    model[1].weight = model[0].weight
+    ema = EMA(model, 0.9)
+    with torch.no_grad():
+        model[0].weight.fill_(5.0)
+    ema.update()
+    live, average = model[0].weight.clone(), ema.average["0.weight"].clone()
+    assert set(ema.average) == {"0.weight", "1.weight"} and not torch.equal(live, average)
+    with ema.applied():
+        assert torch.equal(model[1].weight, average)
+    assert torch.equal(model[0].weight, live)
+    assert torch.equal(ema.average["1.weight"], average)

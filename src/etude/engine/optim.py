@@ -167,10 +167,14 @@ class EMA:
     def __init__(self, model: nn.Module, decay: float):
         self.decay, self.updates = decay, 0
         live = model.state_dict()  # detached views of the model's own storage: they follow its values
-        self.average = {name: value.clone() for name, value in live.items()}
-        moving = [name for name, value in live.items() if value.is_floating_point()]
-        self._live, self._average = [live[name] for name in moving], [self.average[name] for name in moving]
-        self._counters = [(self.average[name], live[name]) for name in live if name not in set(moving)]
+        first: dict[int, str] = {}  # weights that two layers share have one average
+        shared = {n: first.setdefault(id(p), n) for n, p in model.named_parameters(remove_duplicate=False)}
+        own = {name: value.clone() for name, value in live.items() if shared.get(name, name) == name}
+        self.average = {name: own[shared.get(name, name)] for name in live}
+        pairs = [(average, live[name]) for name, average in own.items()]
+        moving = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._average, self._live = [average for average, _ in moving], [value for _, value in moving]
+        self._counters = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
     def update(self) -> None:

@@ -1,6 +1,7 @@
 """Optimisers, schedules and averages against their formulas, computed by hand."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -143,7 +144,7 @@ def test_ema_by_hand():
 
 def test_ema_of_shared_weights():
     """Two layers with one weight have one average, which is put in and taken out once."""
-    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    model: Any = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
     model[1].weight = model[0].weight
     ema = EMA(model, 0.9)
     with torch.no_grad():

@@ -22,7 +22,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from etude.errors import MissingError
-from etude.report import charts, write
+from etude.report import charts, files, parts, write
 from etude.report import page as report
 
 VOID = {"meta", "link", "img", "br"}
@@ -250,14 +250,14 @@ def test_nothing_from_the_files_becomes_markup(tmp_path, evil):
 
 def test_a_cut_off_last_line_is_ignored_and_a_damaged_one_is_counted(tmp_path):
     whole = "".join(json.dumps(line) + "\n" for line in training())
-    reference = report.read_metrics(make(tmp_path, whole) / "metrics.jsonl")
+    reference = files.read_metrics(make(tmp_path, whole) / "metrics.jsonl")
     assert len(reference.train["loss"]["train"][0]) == 100
-    cut = report.read_metrics(make(tmp_path, whole + '{"step": 505, "lo') / "metrics.jsonl")
+    cut = files.read_metrics(make(tmp_path, whole + '{"step": 505, "lo') / "metrics.jsonl")
     assert cut == reference
     run = make(tmp_path, '{"step": \n\n[1]\n' + whole)
-    assert report.read_metrics(run / "metrics.jsonl").train == reference.train
+    assert files.read_metrics(run / "metrics.jsonl").train == reference.train
     assert "metrics.jsonl: 2 unreadable lines are left out." in report.render(run)
-    unfinished = report.read_metrics(make(tmp_path, whole.rstrip("\n")) / "metrics.jsonl")
+    unfinished = files.read_metrics(make(tmp_path, whole.rstrip("\n")) / "metrics.jsonl")
     assert unfinished == reference, "a last line that is whole counts, also without its newline"
 
 
@@ -604,7 +604,7 @@ def test_writing_replaces_the_page_in_one_step(tmp_path, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report.os, "replace", full)
+    monkeypatch.setattr(parts.os, "replace", full)
     (run / "report.html").write_text("the old page")
     with pytest.raises(OSError, match="No space"):
         write(run)

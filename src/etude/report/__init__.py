@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from etude.report import page, study
+from etude.report import page, parts, study
 
 
 def render(directory: Path) -> str:
@@ -13,7 +13,7 @@ def render(directory: Path) -> str:
 
 def write(directory: Path) -> Path:
     """Render and replace `report.html`. Returns its path."""
-    return page.replace(Path(directory), render(directory))
+    return parts.replace(Path(directory), render(directory))
 
 
 __all__ = ["render", "write"]

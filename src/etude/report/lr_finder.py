@@ -6,7 +6,7 @@ import numpy as np
 
 from etude.report import charts
 from etude.report.charts import Series, number
-from etude.report.page import _e, _section, shell
+from etude.report.parts import e, section, shell
 
 
 def render(found: dict[str, Any]) -> str:
@@ -26,9 +26,9 @@ def render(found: dict[str, Any]) -> str:
         + (" It broke at the last rate shown." if found["broke"] else "")
     )
     command = f"etude train {found['recipe']} --optim.lr {found['suggestion']:g}"
-    body = f'<div class="grid2">{chart}</div><pre><code>{_e(command)}</code></pre>'
+    body = f'<div class="grid2">{chart}</div><pre><code>{e(command)}</code></pre>'
     header = (
         '<header><p class="over">etude · learning-rate range test</p>'
-        f'<div class="title"><h1>{_e(found["recipe"])}</h1></div></header>'
+        f'<div class="title"><h1>{e(found["recipe"])}</h1></div></header>'
     )
-    return shell(f"{found['recipe']} learning rate", header, _section("curve", f"Suggested: {rate}", body, text))
+    return shell(f"{found['recipe']} learning rate", header, section("curve", f"Suggested: {rate}", body, text))

@@ -1,6 +1,5 @@
 """The page of a study: its variants side by side, made from the files of their directories alone."""
 
-import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -11,34 +10,25 @@ import numpy as np
 
 from etude.errors import MissingError
 from etude.report import charts
+from etude.report.blocks import sections_of
 from etude.report.charts import Series
-from etude.report.page import (
-    Metrics,
-    _cell,
-    _duration,
-    _e,
-    _figures,
-    _is_finite,
-    _is_number,
-    _is_share,
-    _load,
-    _section,
-    _show,
-    _table,
-    _title,
-    _tree,
-    read_metrics,
+from etude.report.files import HEALTH, Metrics, load, read_metrics
+from etude.report.parts import (
+    cell,
+    duration,
+    e,
+    is_finite,
+    is_number,
+    is_share,
+    section,
     shell,
+    show,
+    table_of,
+    title_of,
+    tree,
 )
 
 FILE = "study.json"
-_HEALTH = {
-    "grad_norms": ("Gradient norm", True),
-    "act_norms": ("Activation norm", True),
-    "update_ratios": ("Update to weight ratio", True),
-    "dead_units": ("Share of dead units", False),
-}
-"""What is known of each layer: title, and whether it spans powers of ten."""
 _MOST_LAYERS = 400
 
 
@@ -51,7 +41,6 @@ class _Variant:
     status: dict[str, Any]
     metrics: Metrics
     blocks: list[Any] = field(default_factory=list)
-    health: dict[str, list[tuple[float, dict[str, float]]]] = field(default_factory=dict)
 
     @property
     def state(self) -> str:
@@ -64,7 +53,7 @@ def render(study: Path) -> str:
     notes: list[str] = []
     if not (study / FILE).is_file():
         raise MissingError(f"{study} is not a study: it has no {FILE}")
-    document = _load(study / FILE, notes)
+    document = load(study / FILE, notes)
     document = document if isinstance(document, dict) else {}
     variants = [_variant(study, document, str(label), notes) for label in document.get("recipes") or {}]
     sections = [
@@ -79,16 +68,16 @@ def render(study: Path) -> str:
     done = sum(v.outcome != {} for v in variants)
     live = done < len(variants)
     state = "training" if live else "done"
-    links = "".join(f'<a href="#{i}">{_e(t)}</a>' for i, t, _ in sections)
+    links = "".join(f'<a href="#{i}">{e(t)}</a>' for i, t, _ in sections)
     header = (
-        f'<header><p class="over">etude {_e(document.get("etude", ""))} · report of a study</p>'
-        f'<div class="title"><h1>{_e(document.get("study", study.name))}</h1>'
+        f'<header><p class="over">etude {e(document.get("etude", ""))} · report of a study</p>'
+        f'<div class="title"><h1>{e(document.get("study", study.name))}</h1>'
         f'<span class="badge {state}">{done} of {len(variants)} done</span></div>'
-        f'<p class="lead">{_e(document.get("question", ""))}</p>'
-        f'<p class="facts"><span>study {_e(study)}</span><span>{_e(document.get("command", ""))}</span></p>'
+        f'<p class="lead">{e(document.get("question", ""))}</p>'
+        f'<p class="facts"><span>study {e(study)}</span><span>{e(document.get("command", ""))}</span></p>'
         f"<nav>{links}</nav></header>"
     )
-    warned = f'<div class="notice">{"<br>".join(_e(n) for n in notes)}</div>' if notes else ""
+    warned = f'<div class="notice">{"<br>".join(e(n) for n in notes)}</div>' if notes else ""
     files = [study / FILE, *(v.path / name for v in variants for name in ("status.json", "metrics.jsonl"))]
     written = max((f.stat().st_mtime for f in files if f.exists()), default=0)
     body = warned + "".join(body for _, _, body in sections)
@@ -97,7 +86,7 @@ def render(study: Path) -> str:
 
 def _variant(study: Path, document: dict[str, Any], label: str, notes: list[str]) -> _Variant:
     path = study / label
-    loaded = _load(path / "status.json", notes), _load(path / "figures.json", notes)
+    loaded = load(path / "status.json", notes), load(path / "figures.json", notes)
     return _Variant(
         label,
         path,
@@ -106,24 +95,7 @@ def _variant(study: Path, document: dict[str, Any], label: str, notes: list[str]
         status=loaded[0] if isinstance(loaded[0], dict) else {},
         metrics=read_metrics(path / "metrics.jsonl"),
         blocks=loaded[1] if isinstance(loaded[1], list) else [],
-        health=_health(path / "metrics.jsonl"),
     )
-
-
-def _health(path: Path) -> dict[str, list[tuple[float, dict[str, float]]]]:
-    """What was logged of each layer: kind -> (step, {layer: value})."""
-    found: dict[str, list[tuple[float, dict[str, float]]]] = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        if '_norms"' not in line:
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        for kind in _HEALTH:
-            if isinstance(record.get(kind), dict) and _is_number(record.get("step")):
-                found.setdefault(kind, []).append((record["step"], record[kind]))
-    return found
 
 
 def _results(variants: list[_Variant]) -> str:
@@ -131,24 +103,24 @@ def _results(variants: list[_Variant]) -> str:
     ended = [v for v in variants if v.outcome.get("state") == "done"]
     names = list(dict.fromkeys(name for v in ended for name in v.outcome.get("test", {})))
     columns = ["variant", "changes"]
-    columns += [f"{split} {_title(name).lower()}" for name in names for split in ("train", "test")]
+    columns += [f"{split} {title_of(name).lower()}" for name in names for split in ("train", "test")]
     columns += ["steps", "time", "state"]
     rows = []
     for v in variants:
         row: list[Any] = [v.label, ", ".join(f"{name} {value}" for name, value in v.changes.items()) or "nothing"]
         for name in names:
-            row += [_cell(name, (v.outcome.get(split) or {}).get(name)) for split in ("train", "test")]
+            row += [cell(name, (v.outcome.get(split) or {}).get(name)) for split in ("train", "test")]
         seconds = v.outcome.get("seconds")
         row += [v.outcome.get("steps", v.status.get("step", "–"))]
-        row += [_duration(seconds) if _is_finite(seconds) else "–", v.state]
+        row += [duration(seconds) if is_finite(seconds) else "–", v.state]
         rows.append(row)
     failed = [v for v in variants if v.outcome.get("state") == "failed"]
     said = "".join(
-        f'<div class="notice bad"><strong>{_e(v.label)} stopped.</strong> {_e(v.outcome.get("error", ""))}</div>'
+        f'<div class="notice bad"><strong>{e(v.label)} stopped.</strong> {e(v.outcome.get("error", ""))}</div>'
         for v in failed
     )
     lead = "The same seed, data and order of samples; only the named fields differ. Train and test are measured alike, "
-    return _section("results", "Results", _table(columns, rows) + said, lead + "without augmentation, at the end.")
+    return section("results", "Results", table_of(columns, rows) + said, lead + "without augmentation, at the end.")
 
 
 def _against(variants: list[_Variant], document: dict[str, Any]) -> str:
@@ -165,17 +137,17 @@ def _against(variants: list[_Variant], document: dict[str, Any]) -> str:
     for name in dict.fromkeys(name for _, v in points for name in v.outcome["test"]):
         series = []
         for split in ("train", "test"):
-            known = [(x, v.outcome[split][name]) for x, v in points if _is_number(v.outcome.get(split, {}).get(name))]
+            known = [(x, v.outcome[split][name]) for x, v in points if is_number(v.outcome.get(split, {}).get(name))]
             if known:
                 x, y = np.array(sorted(known), float).T
                 series.append(Series(split, x, y, dots=True))
         values = np.concatenate([s.y for s in series])
-        log = not _is_share(name) and values.min() > 0 and values.max() / values.min() > 10
+        log = not is_share(name) and values.min() > 0 and values.max() / values.min() > 10
         spread = [x for x, _ in points]
-        title, x_name = _title(name) + (", log scale" if log else ""), varied[0].split(".")[-1]
+        title, x_name = title_of(name) + (", log scale" if log else ""), varied[0].split(".")[-1]
         log_x = min(spread) > 0 and max(spread) / min(spread) > 10
-        figures.append(charts.lines(title, series, x=x_name, log=log, share=_is_share(name), log_x=log_x))
-    return _section("measures", f"Measures against {varied[0]}", f'<div class="grid2">{"".join(figures)}</div>')
+        figures.append(charts.lines(title, series, x=x_name, log=log, share=is_share(name), log_x=log_x))
+    return section("measures", f"Measures against {varied[0]}", f'<div class="grid2">{"".join(figures)}</div>')
 
 
 def _numeric(text: str | None) -> float | None:
@@ -209,11 +181,11 @@ def _curves(variants: list[_Variant]) -> str:
             finite = values[np.isfinite(values)]
             if name == "lr" or not finite.size:
                 continue
-            share = _is_share(name) and finite.min() >= 0 and finite.max() <= 1
+            share = is_share(name) and finite.min() >= 0 and finite.max() <= 1
             log = not share and finite.min() > 0 and finite.max() / finite.min() > 30
-            title = f"{_title(name)}, {split}" + (", log scale" if log else "")
+            title = f"{title_of(name)}, {split}" + (", log scale" if log else "")
             figures.append(charts.lines(title, series, log=bool(log), share=bool(share), group="step"))
-    return _section("curves", "Curves", f'<div class="grid2">{"".join(figures)}</div>') if figures else ""
+    return section("curves", "Curves", f'<div class="grid2">{"".join(figures)}</div>') if figures else ""
 
 
 def _longest(curves: dict[str, Any]) -> Any:
@@ -224,12 +196,13 @@ def _longest(curves: dict[str, Any]) -> Any:
 def _layers(variants: list[_Variant]) -> str:
     """What was seen of each layer at the first step and at the last, from the input (left) to the output (right)."""
     figures = []
-    for kind, (title, log) in _HEALTH.items():
-        known = [(v.label, v.health[kind]) for v in variants if v.health.get(kind)]
+    for kind, (title, _) in HEALTH.items():
+        log = kind != "dead_units"
+        known = [(v.label, v.metrics.health[kind]) for v in variants if v.metrics.health.get(kind)]
         # a variant may have layers of its own, such as an activation that learns: those of all can be compared
         first = known[0][1][0][1] if known else {}
         if kind != "grad_norms" and kind != "dead_units":  # of an activation's output little is to be seen
-            weighted = variants[0].health.get("grad_norms", [(0, first)])[0][1]
+            weighted = variants[0].metrics.health.get("grad_norms", [(0, first)])[0][1]
             first = {name: value for name, value in first.items() if name in weighted}
         layers = [name for name in first if all(name in records[0][1] for _, records in known)]
         if not 2 < len(layers) <= _MOST_LAYERS:
@@ -237,7 +210,7 @@ def _layers(variants: list[_Variant]) -> str:
         for at, when in ((0, "at the first step"), (-1, "at the last")):
             series = []
             for label, records in known:
-                values = [x if _is_finite(x := records[at][1].get(name)) else math.nan for name in layers]
+                values = [x if is_finite(x := records[at][1].get(name)) else math.nan for name in layers]
                 series.append(Series(label, np.arange(1, len(layers) + 1.0), np.array(values, float), dots=True))
             if not series or (kind == "dead_units" and not any((s.y > 0).any() for s in series)):
                 continue
@@ -245,7 +218,7 @@ def _layers(variants: list[_Variant]) -> str:
             shown = f"{title} by layer, {when}" + (", log scale" if log_here else "")
             figures.append(charts.lines(shown, series, x="layer", log=log_here, share=kind == "dead_units"))
     lead = "Layers in the model's order, the one nearest the input at the left."
-    return _section("layers", "Layer by layer", f'<div class="grid2">{"".join(figures)}</div>', lead) if figures else ""
+    return section("layers", "Layer by layer", f'<div class="grid2">{"".join(figures)}</div>', lead) if figures else ""
 
 
 def _shared(variants: list[_Variant], notes: list[str]) -> list[tuple[str, str, str]]:
@@ -266,7 +239,7 @@ def _shared(variants: list[_Variant], notes: list[str]) -> list[tuple[str, str, 
             for v, block in found:
                 few = {"items": block["items"][:8]} if isinstance(block.get("items"), list) else {}
                 merged.append({**block, **few, "title": f"{title}: {v.label}"})
-        sections = _figures(merged, notes)
+        sections = sections_of(merged, notes)
         body = "".join(body for _, _, body in sections)
         if body:
             body = body.replace('id="figure-', f'id="figure-{i}-')
@@ -292,10 +265,10 @@ def _links(variants: list[_Variant]) -> str:
     rows = []
     for v in variants:
         there = (v.path / "report.html").is_file()
-        name = f'<a href="{_e(v.label)}/report.html">{_e(v.label)}</a>' if there else _e(v.label)
+        name = f'<a href="{e(v.label)}/report.html">{e(v.label)}</a>' if there else e(v.label)
         best = v.outcome.get("test") or {}
-        said = ", ".join(f"{_title(n).lower()} {_show(n, x)}" for n, x in best.items() if _is_number(x))
-        changes = _tree(v.changes) if v.changes else "the base recipe"
-        rows.append(f'<div class="card"><h3>{name}</h3><p class="lead">{_e(said or v.state)}</p>{changes}</div>')
+        said = ", ".join(f"{title_of(n).lower()} {show(n, x)}" for n, x in best.items() if is_number(x))
+        changes = tree(v.changes) if v.changes else "the base recipe"
+        rows.append(f'<div class="card"><h3>{name}</h3><p class="lead">{e(said or v.state)}</p>{changes}</div>')
     lead = "Each is a run directory like any other: predict, eval and graph take it."
-    return _section("variants", "Variants", f'<div class="trees">{"".join(rows)}</div>', lead) if rows else ""
+    return section("variants", "Variants", f'<div class="trees">{"".join(rows)}</div>', lead) if rows else ""

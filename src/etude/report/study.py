@@ -208,11 +208,10 @@ def _layers(variants: list[_Variant]) -> str:
         log = kind != "dead_units"
         known = [(v.label, v.metrics.health[kind]) for v in variants if v.metrics.health.get(kind)]
         # a variant may have layers of its own, such as an activation that learns: those of all can be compared
-        first = known[0][1][0][1] if known else {}
-        if kind != "grad_norms" and kind != "dead_units":  # of an activation's output little is to be seen
-            weighted = variants[0].metrics.health.get("grad_norms", [(0, first)])[0][1]
-            first = {name: value for name, value in first.items() if name in weighted}
-        layers = [name for name in first if all(name in records[0][1] for _, records in known)]
+        layers = [name for name in known[0][1][0][1] if all(name in r[0][1] for _, r in known)] if known else []
+        if kind == "act_norms":  # an activation's output shows less than its layer's
+            weighted = {name for v in variants for _, norms in v.metrics.health.get("grad_norms", []) for name in norms}
+            layers = [name for name in layers if name in weighted]
         if not 2 < len(layers) <= _MOST_LAYERS:
             continue
         for at, when in ((0, "at the first step"), (-1, "at the last")):

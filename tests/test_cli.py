@@ -359,3 +359,27 @@ def test_torchrun_trains(tmp_path):
     assert result["steps"] == 30 and result["eval"]["accuracy"] > 0.3
     assert "x 2 processes" in done.stderr
     assert main(["eval", str(tmp_path / "run")]) == 0
+
+
+def test_all_inputs_are_predicted_at_once_and_one_by_one_where_one_is_bad(capsys, own, tmp_path, monkeypatch):
+    from etude.engine.run import Run
+
+    calls, predict = [], Run.predict
+    monkeypatch.setattr(
+        Run, "predict", lambda self, *raws, **more: (calls.append(len(raws)), predict(self, *raws, **more))[1]
+    )
+    places = []
+    for i in range(3):
+        places.append(str(tmp_path / f"{i}.png"))
+        Image.fromarray(np.full((8 + i, 8), 40 * i, np.uint8)).save(places[-1])
+    together = json.loads(says(capsys, ["predict", own, *places, "--json"], 0)[0])["results"]
+    assert calls == [3] and [row["input"] for row in together] == places
+    Path(places[1]).write_bytes(b"")
+    capsys.readouterr()
+    assert main(["predict", str(own), *places, "--json"]) == 2
+    said = json.loads(capsys.readouterr().out)
+    assert calls == [3, 3, 1, 1, 1] and [row["input"] for row in said["errors"]] == [places[1]]
+    for row, expected in zip(said["results"], (together[0], together[2])):
+        assert row["label"] == expected["label"] and row["confidence"] == pytest.approx(
+            expected["confidence"], rel=1e-4
+        )

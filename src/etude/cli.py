@@ -430,7 +430,13 @@ def predict(arguments: list[str]) -> int:
         inputs = run.recipe.data.open().samples("test", options.samples)
     asked = {name: getattr(options, name) for name in choices if getattr(options, name) is not None}
     results, errors = [], []
-    for name, raw in inputs:
+    try:
+        if len(inputs) > 1:  # all at once: a graph's nodes share one pass
+            answers = run.predict(*(raw for _, raw in inputs), device=options.device, **asked)
+            results = [(name, answer) for (name, _), answer in zip(inputs, answers)]
+    except UsageError:
+        pass  # one by one, which tells the bad ones from the others
+    for name, raw in inputs if not results else []:
         try:
             results.append((name, run.predict(raw, device=options.device, **asked)))
         except UsageError as error:

@@ -54,7 +54,7 @@ class Peer(nn.Module):
 
 
 def ours(name: str, heads: int = 3, **settings) -> nn.Module:
-    more = {"hidden": (4,), "heads": heads, "head_heads": 2} if name == "gat" else {"hidden": (8,)}
+    more = {"hidden": (4,), "heads": heads, "last_heads": 2} if name == "gat" else {"hidden": (8,)}
     return catalog.model(
         name, in_features=FEATURES, num_classes=CLASSES, **({"dropout": 0.0} | more | settings)
     ).double()
@@ -133,7 +133,7 @@ def test_a_convolution_is_the_formula():
 def test_attention_is_the_formula():
     """Equations 1 to 6 on a graph of four nodes, edge by edge: 0 -> 1, 2 -> 1, 1 -> 3, and each node to itself."""
     torch.manual_seed(0)
-    model: Any = catalog.model("gat", in_features=3, hidden=(), num_classes=2, dropout=0.0, head_heads=2).double()
+    model: Any = catalog.model("gat", in_features=3, hidden=(), num_classes=2, dropout=0.0, last_heads=2).double()
     conv, x = model.convs[0], torch.randn(4, 3).double()
     nn.init.normal_(conv.bias)
     into = {0: [0], 1: [0, 1, 2], 2: [2], 3: [1, 3]}
@@ -207,7 +207,7 @@ def test_attention_dropout_keeps_the_mean():
 
 def test_large_scores_do_not_overflow():
     """The softmax is shifted by each node's largest score: finite where a score is 1,000, and sums stay one."""
-    model: Any = ours("gat", hidden=(), head_heads=1).float()
+    model: Any = ours("gat", hidden=(), last_heads=1).float()
     nn.init.constant_(model.convs[0].att_src, 1000.0)
     x = torch.randn(NODES, FEATURES)
     output = model(x, multigraph())
@@ -320,3 +320,35 @@ def test_equal_on_a_gpu(name):
         found.append([output.detach().cpu(), *(leaf.grad.cpu() for leaf in leaves if leaf.grad is not None)])
     for here, there in zip(*found):
         torch.testing.assert_close(there, here, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["gcn", "gat"])
+def test_training_follows_inference_on_the_same_edges(name):
+    """What a forward pass in inference mode leaves behind for an edge tensor serves autograd."""
+    model, x, edges = ours(name).float(), torch.randn(NODES, FEATURES), multigraph()
+    with torch.inference_mode():
+        before = model.eval()(x, edges)
+    after = model(x, edges)
+    torch.testing.assert_close(after, before)
+    after.sum().backward()
+    fresh = ours(name).float()
+    fresh.load_state_dict(model.state_dict())
+    fresh.eval()(x, multigraph()).sum().backward()
+    for p, q in zip(model.parameters(), fresh.parameters()):
+        torch.testing.assert_close(p.grad, q.grad)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("gcn", {"dropout": 1.0}, r"dropout is 1.0; it must lie in \[0, 1\)"),
+        ("gat", {"dropout": -0.1}, "dropout is -0.1"),
+        ("gcn", {"hidden": (16, 0)}, r"hidden \(16, 0\)"),
+        ("gat", {"in_features": 0}, "in_features 0"),
+        ("gat", {"heads": 0}, "heads is 0; it must be at least 1"),
+        ("gat", {"last_heads": 0}, "last_heads is 0"),
+    ],
+)
+def test_wrong_settings(name, change, message):
+    with pytest.raises(ValueError, match=message):
+        catalog.model(name, **change)

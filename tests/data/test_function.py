@@ -40,7 +40,8 @@ def test_values(expression, expected):
         "", "x +", "(" * 300, "x; x", "import os", "__import__('os').system('ls')", "x.real", "x[0]", "lambda x: x",
         "x if x else 1", "x == 1", "'a'", "True", "1j", "sin", "sin(x, x)", "sin()", "sin(*x)", "sin(x=1)", "sen(x)",
         "y", "open('f')",
-        "(x := 3)", "[x]", "f'{x}'", "9**9**9**9", "log(x - 1)", "1/(x-x)", "x" * 501, "(" * 300 + "x" + ")" * 300,
+        "(x := 3)", "[x]",
+        "f'{x}'", "9**9**9**9", "9" * 400, "log(x - 1)", "1/(x-x)", "x" * 501, "(" * 300 + "x" + ")" * 300,
     ],
 )  # fmt: skip
 def test_what_is_not_arithmetic_is_one_clear_line(expression):
@@ -74,6 +75,11 @@ def test_the_nearest_name_and_the_point_are_named():
         Function(expression="log(x)")
     with pytest.raises(UsageError, match="must lie below"):
         Function(low=2, high=1)
+    for size in ({"train": 10**6 + 1}, {"test": 10**12}):
+        with pytest.raises(UsageError, match="must not be above 1,000,000"):
+            Function(**size)
+    with pytest.raises(UsageError, match="is not a number"):
+        Function().prepare(10**400)
 
 
 def test_points_are_the_functions():

@@ -1,5 +1,6 @@
 """Graphs: official files read without unpickling, Debian's packages made from a list, neighbours drawn by counter."""
 
+import contextlib
 import lzma
 import os
 import pickle
@@ -183,6 +184,14 @@ def test_the_karate_club_is_networkx_graph():
         ({"x": None, "test": None}, "lacks x, test"),
         ({"names": np.array(["a"])}, "1 names and 2 classes do not fit 6 nodes"),
         ({"classes": np.array(["one"])}, "6 names and 1 classes do not fit"),
+        (
+            {"names": np.array(["a"]), "x": np.where(np.arange(6)[:, None] == 4, np.nan, np.eye(6, 4))},
+            "1 names and 2 classes do not fit 6 nodes",
+        ),
+        ({"names": np.array("a")}, r"names has the shape \(\); it must be a list"),
+        ({"x": np.eye(6, 4) * 1j}, "x, of complex128, must hold real numbers"),
+        ({"train": np.array(0)}, "the split train is wrong: it holds no list of nodes"),
+        ({"label": np.array([0, 1, 0, 1, -1, 10**15])}, "label holds 1000000000000000; there may be 100,000 classes"),
     ],
 )
 def test_bad_graphs_are_named(changes, message, tmp_path):
@@ -199,10 +208,63 @@ def test_files_that_are_no_graph(tmp_path):
     np.savez(path, x=np.array([{}], dtype=object))
     with pytest.raises(RefusedError, match=r"not an \.npz"):
         graphs.read_npz(path)
+    np.save(tmp_path / "one.npy", np.eye(3))
+    with pytest.raises(RefusedError, match=r"not an \.npz"):
+        graphs.read_npz(tmp_path / "one.npy")
     with pytest.raises(UsageError, match=r"needs the \.npz of your graph"):
         Graph(source="file")
     with pytest.raises(UsageError, match="at least one neighbour"):
         Graph(fanout=(10, 0))
+
+
+def test_damaged_npz_is_refused(tmp_path):
+    """Cut anywhere, or any byte of its members' content flipped: one line, no traceback."""
+    path = save(tmp_path / "g.npz")
+    with np.load(path) as arrays:
+        held = dict(arrays)
+    np.savez_compressed(path, **held)
+    whole = path.read_bytes()
+    for cut in range(0, len(whole), 41):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(RefusedError, match=r"not an \.npz of arrays \(.+\)$"):
+            graphs.read_npz(path)
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        with contextlib.suppress(RefusedError, UsageError):
+            graphs.read_npz(path)  # a date or the like
+
+
+def test_an_npz_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "g.npz"
+    np.savez_compressed(path, x=np.zeros((1000, 100)))
+    monkeypatch.setattr(graphs, "LARGEST_MATRIX", 10_000)
+    with pytest.raises(RefusedError, match=r"x\.npy unpacks to 800,128 bytes"):
+        graphs.read_npz(path)
+    np.savez_compressed(path, x=np.zeros((1000, 70), np.int8))
+    with pytest.raises(RefusedError, match="x holds 70,000 numbers, where 10,000 are the most"):
+        graphs.read_npz(path)
+
+
+def test_a_graph_is_read_again_when_its_file_or_place_changes(tmp_path, monkeypatch):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    path = save(tmp_path / "one" / "g.npz")
+    save(tmp_path / "two" / "g.npz", names=np.array(list("uvwxyz")))
+    assert read("file", str(path)) is read("file", str(path))
+    monkeypatch.chdir(tmp_path / "one")
+    assert read("file", "g.npz") is read("file", str(path))
+    monkeypatch.chdir(tmp_path / "two")
+    assert read("file", "g.npz").names[0] == "u"
+    save(path, names=np.array(list("ghijkl")))
+    assert read("file", str(path)).names[0] == "g"
+    homes = [tmp_path / "home1", tmp_path / "home2"]
+    for home, count in zip(homes, (2, 3)):
+        write_planetoid(home / "cora", "cora", per_class=count)
+    sizes = []
+    for home in homes:
+        monkeypatch.setattr(fetch, "path", lambda name, home=home: home / name)
+        sizes.append(len(read("cora").splits["train"]))
+    assert sizes == [14, 21]
 
 
 def test_your_own_graph(tmp_path):
@@ -273,6 +335,22 @@ def test_packages_are_made_of_a_list(tmp_path, monkeypatch):
     first = (folder / packages.FILE).read_bytes()
     packages.build(listing(240), tmp_path / "again.npz")
     assert (tmp_path / "again.npz").read_bytes() == first
+
+
+def test_packages_are_made_offline_of_what_is_here(tmp_path, monkeypatch):
+    def forbidden() -> Any:
+        raise AssertionError("a connection")
+
+    monkeypatch.setenv("ETUDE_HOME", str(tmp_path))
+    monkeypatch.setenv("ETUDE_OFFLINE", "1")
+    monkeypatch.setattr(packages, "from_archive", forbidden)
+    monkeypatch.setattr(packages, "from_apt", lambda: iter([]))
+    with pytest.raises(MissingError, match="name only 0 packages"):
+        fetch.get("packages")
+    with pytest.raises(MissingError, match="ETUDE_OFFLINE is set"):
+        fetch.get("packages", source="official")
+    monkeypatch.setattr(packages, "from_apt", lambda: iter(listing(240)))
+    assert (fetch.get("packages") / packages.FILE).is_file()
 
 
 def test_a_short_list_is_refused(tmp_path):
@@ -367,6 +445,23 @@ def test_sampled_batches_are_parts_of_the_graph(tmp_path):
         assert batch["edges"].max() < len(batch["x"]) < len(dataset.graph.x)
     evaluated = dataset.finish(dataset.fetch("test", [0, 1]))
     assert len(evaluated["x"]) == len(dataset.graph.x)
+
+
+def test_two_ranks_draw_what_one_draws(tmp_path):
+    """The edges of two ranks' batches are together those of the whole batch, also where it straddles two epochs."""
+    write_planetoid(tmp_path, "cora", per_class=3)
+    dataset = Graph(source="cora", path=str(tmp_path), fanout=(1, 1)).open()
+    dataset.graph.x[:] = torch.arange(len(dataset.graph.x))[:, None]  # tells which node a row is
+    straddled = 0
+
+    def edges(step: int, **share: int) -> set[tuple[int, int]]:
+        batch = dataset.batch(seed=0, step=step, batch_size=8, **share)
+        return set(map(tuple, batch["x"][:, 0].long()[batch["edges"]].T.tolist()))
+
+    for step in range(12):
+        assert edges(step) == edges(step, rank=0, world=2) | edges(step, rank=1, world=2)
+        straddled += step * 8 // 21 != (step * 8 + 4) // 21
+    assert straddled
 
 
 def test_the_sizes_that_are_known_are_those_of_the_official_files():

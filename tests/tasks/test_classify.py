@@ -113,7 +113,7 @@ def test_figures_show_where_a_model_looks():
 
 def test_a_result_knows_how_to_show_itself(tmp_path):
     image = torch.arange(64, dtype=torch.uint8).view(1, 8, 8)
-    result = Classification([0.2, 0.7, 0.1], ("cat", "dog", "eel"), image, "x.png")
+    result = Classification([0.2, 0.7, 0.1], ("cat", "dog", "eel"), image, source="x.png")
     assert (result.label, result.confidence) == ("dog", 0.7)
     assert result.json()["top"][1] == {"label": "cat", "probability": 0.2}
     assert result.row() == ["dog", "70.0%", "cat 20.0%, eel 10.0%"]

@@ -20,7 +20,7 @@ from etude.engine import fit
 from etude.engine.optim import Optim, Schedule
 from etude.engine.recipe import Recipe
 from etude.errors import UsageError
-from etude.tasks.language_model import Continuation, Continue, LanguageModel, coloured, probabilities, write
+from etude.tasks.language_model import Continuation, Continue, First, LanguageModel, coloured, probabilities, write
 
 PATTERN = "the cat sat on the mat; " * 60
 
@@ -81,6 +81,13 @@ def test_bits_per_character_is_its_formula(tmp_path, tokens):
         assert read == ids[: len(read)].tolist() and len(bits) == len(read) == 24
         assert bits[3] == pytest.approx(-table[read[2], read[3]].item() / math.log(2), rel=1e-5)
     assert not LanguageModel.higher_is_better
+
+
+def test_the_first_part_that_holds_any_stays():
+    parts = [First(), First([1], [2, 3], [0.5, 1.5]), First([4], [5], [2.0])]
+    parts[0].merge(parts[1])
+    parts[0].merge(parts[2])
+    assert parts[0].value() == ([1], [2, 3], [0.5, 1.5])
 
 
 def test_loss_is_the_mean_over_next_tokens(dataset):

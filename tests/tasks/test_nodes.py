@@ -135,7 +135,7 @@ def test_answers_to_names_and_numbers(tmp_path):
 
 
 def test_a_result_tells_its_classes():
-    result = NodeClass("vim", [0.2, 0.7, 0.1], ("net", "text", "web"))
+    result = NodeClass([0.2, 0.7, 0.1], ("net", "text", "web"), source="vim")
     assert (result.label, result.confidence) == ("text", 0.7)
     assert result.row() == ["text", "70.0%", "net 20.0%, web 10.0%"]
     assert result.json()["top"][2] == {"label": "web", "probability": 0.1}

@@ -38,6 +38,9 @@ class GCNConfig:
     dropout: float = 0.5
     """Of every layer's input."""
 
+    def __post_init__(self):
+        _check(self)
+
     def build(self) -> "GCN":
         return GCN(self)
 
@@ -50,15 +53,31 @@ class GATConfig:
     num_classes: int = 7
     heads: int = 8
     """Of the hidden layers, whose outputs stand side by side."""
-    head_heads: int = 1
+    last_heads: int = 1
     """Of the last layer, whose outputs are averaged."""
     dropout: float = 0.6
     """Of every layer's input, and of the attention coefficients."""
     slope: float = 0.2
     """Of LeakyReLU below zero."""
 
+    def __post_init__(self):
+        _check(self)
+        for name in ("heads", "last_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
     def build(self) -> "GAT":
         return GAT(self)
+
+
+def _check(config: GCNConfig | GATConfig) -> None:
+    if not 0 <= config.dropout < 1:
+        raise ValueError(f"dropout is {config.dropout}; it must lie in [0, 1)")
+    if min(config.in_features, config.num_classes, *config.hidden) < 1:
+        raise ValueError(
+            f"in_features {config.in_features}, hidden {config.hidden} and num_classes {config.num_classes} must be at "
+            "least 1"
+        )
 
 
 class Structure:
@@ -84,8 +103,9 @@ class Structure:
     def normalised(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """D^-1/2 (A + I) D^-1/2 of the graph without weights, (M,) by target and (M,) by source; kept."""
         if dtype not in self._normalised:
-            values = self.weighted(torch.ones(len(self.loop), dtype=dtype, device=self.rows.device))
-            self._normalised[dtype] = (values, values[self.back])
+            with torch.inference_mode(False):  # what is kept must serve training too
+                values = self.weighted(torch.ones(len(self.loop), dtype=dtype, device=self.rows.device))
+                self._normalised[dtype] = (values, values[self.back])
         return self._normalised[dtype]
 
     def weighted(self, edge_weight: Tensor) -> Tensor:
@@ -155,7 +175,8 @@ def structure(edges: Tensor, num_nodes: int) -> Structure:
         return Structure(edges, num_nodes)
     kept = _structures.get(edges)
     if kept is None or kept.key != _version(edges, num_nodes):
-        kept = _structures[edges] = Structure(edges, num_nodes)
+        with torch.inference_mode(False):  # autograd takes no tensor that was made in inference mode
+            kept = _structures[edges] = Structure(edges, num_nodes)
     return kept
 
 
@@ -354,7 +375,7 @@ class GAT(nn.Module):
         self.convs = nn.ModuleList(
             GATConv(n_in, n_out, config.heads, average=False, **shared) for n_in, n_out in zip(widths, config.hidden)
         )
-        self.convs.append(GATConv(widths[-1], config.num_classes, config.head_heads, average=True, **shared))
+        self.convs.append(GATConv(widths[-1], config.num_classes, config.last_heads, average=True, **shared))
 
     def forward(
         self,
@@ -362,7 +383,7 @@ class GAT(nn.Module):
         edges: Int64[Tensor, "2 E"],
         edge_weight: Float[Tensor, "E"] | None = None,
     ) -> Float[Tensor, "N K"]:
-        if edge_weight is not None:
+        if edge_weight is not None:  # taken only to be refused: graph networks are called alike
             raise ValueError("GAT learns how much an edge counts: it takes no edge_weight")
         messages = structure(edges, len(x))
         for conv in self.convs[:-1]:
@@ -379,5 +400,7 @@ def example(config: GCNConfig | GATConfig) -> tuple[Tensor, Tensor]:
 
 sizes = {"gcn": GCNConfig(), "gat": GATConfig()}
 
-# "conv1", "conv2", as a module of two layers calls them; torch_geometric's own models say "convs.0" as we do
+# "conv1", "conv2", as a module of two layers calls them; torch_geometric's own models say "convs.0" as we do. A rule
+# replaces a text by a text and cannot subtract one, so each number has its own: up to eight layers, as deeper networks
+# of these kinds are not written out one attribute a layer
 RENAME = {"pyg": (*((rf"^conv{i + 1}\.", f"convs.{i}.") for i in range(8)), (r"\.lin\.", ".linear."))}

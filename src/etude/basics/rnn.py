@@ -8,7 +8,7 @@ Sources, each a formula that the tests write out by hand and compare with, outpu
     dropout                    Zaremba et al., 2014, arXiv 1409.2329: between layers and around them, never over time
     tied head                  Press and Wolf, 2016, arXiv 1608.05859: the head's weights are the embedding's
 The layers are torch's `nn.RNN` and `nn.LSTM` with their fused kernels; their names and order of gates (i, f, g, o) are
-kept, so that weights of PyTorch's word-language example load as layout "torch".
+kept, so that (untied) weights of PyTorch's word-language example load as layout "torch".
 
 Shapes: B batch, T time steps, V tokens in the vocabulary, L layers, H width of a layer's state.
 """

@@ -53,7 +53,7 @@ def _contest(name: str, size: Size, path: Path, dropout: float, target: float) -
     what = "200k nodes, 2M edges, 128 features" if size == "large" else "Cora's size"
     slow = name == "gat" and size == "large"
     return Contest(
-        name=f"{name}.{size}.{path}",
+        name=f"{name}.{size}.{path}.dropout{dropout}",
         what=f"{name.upper()} training step, {what}, dropout {dropout}",
         amount=1,
         unit="steps/s",

@@ -80,7 +80,7 @@ def _contest(precision: str, target: float | None) -> Contest:
         return trainers[0].take_step({"tokens": tokens})["loss"].item()
 
     return Contest(
-        name="lstm",
+        name=f"lstm.{precision}",
         what=f"LSTM 512 b{BATCH} x {LENGTH} training" + ("" if precision == "fp32" else ", auto precision"),
         amount=BATCH * LENGTH,
         unit="tokens/s",

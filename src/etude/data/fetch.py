@@ -72,7 +72,7 @@ class Remote:
     by_hand: str = ""
     made: Callable[[str, Path, Progress | None], None] | None = None
     """Called with "official" or "debian", an empty folder and a progress: makes the set there from something that
-    changes with time. What its files are is known only then, and kept in the receipt."""
+    changes with time. What its files are is known only then, and kept in the receipt. "debian" makes no connection."""
     convert: Callable[[Path], None] | None = None
     """Adds to a folder of checked files what is made out of them, e.g. a plain text."""
 
@@ -338,7 +338,10 @@ def get(name: str, *, source: str = "auto", offline: bool | None = None, progres
         return found
     if remote.by_hand:
         raise MissingError(f"{name}: {remote.by_hand}", hint=_hint(name))
+    allowed = ways if source == "auto" else (source,)
     if os.environ.get("ETUDE_OFFLINE", "0") not in ("", "0") if offline is None else offline:
+        allowed = tuple(way for way in allowed if remote.made and way == "debian")
+    if not allowed:
         raise MissingError(
             f"{name} is not on this machine, and ETUDE_OFFLINE is set",
             hint=f"unset ETUDE_OFFLINE and run: etude data get {name}",
@@ -349,7 +352,7 @@ def get(name: str, *, source: str = "auto", offline: bool | None = None, progres
             if found := _find(name):  # another process got it while this one waited
                 return found
             errors: list[EtudeError] = []
-            for way in ways if source == "auto" else (source,):
+            for way in allowed:
                 work = folder.with_name(f".{name}.{way}")
                 work.mkdir(exist_ok=True)
                 try:

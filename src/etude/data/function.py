@@ -22,6 +22,8 @@ from etude.errors import UsageError, nearest
 Array = NDArray[np.float64]
 LONGEST = 500
 """Characters of an expression."""
+MOST = 1_000_000
+"""Points of a split."""
 
 FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "sin": np.sin,
@@ -59,7 +61,7 @@ def evaluate(expression: str, x: Array) -> Array:
         tree = ast.parse(expression.strip().replace("^", "**"), mode="eval")
         with np.errstate(all="ignore"):
             values = np.broadcast_to(_compute(tree.body, x), x.shape).astype(np.float64)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
         if isinstance(error, UsageError):
             raise
         raise UsageError(f"{expression!r} is not arithmetic", hint=HINT) from None
@@ -115,6 +117,8 @@ class Function(Data):
                 f"data.noise {self.noise} must not be negative, data.train {self.train} and data.test {self.test} not "
                 "below 1 and 2"
             )
+        if max(self.train, self.test) > MOST:
+            raise UsageError(f"data.train {self.train:,} and data.test {self.test:,} must not be above {MOST:,}")
         evaluate(self.expression, np.linspace(self.low, self.high, self.test))
 
     def open(self) -> "FunctionSet":
@@ -124,7 +128,7 @@ class Function(Data):
         """A number, or text that says one -> (1,)."""
         try:
             value = float(raw)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise UsageError(f"{raw!r} is not a number", hint="etude predict RUN 0.5 1.5") from None
         if not math.isfinite(value):
             raise UsageError(f"{raw!r} is not a finite number")

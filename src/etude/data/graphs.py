@@ -12,6 +12,7 @@ Planetoid's files are pickles of Python 2. Nothing here unpickles: they are exec
 which runs nothing that a file names, and arrays are taken out of its records.
 """
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -47,7 +48,10 @@ PLANETOID_VALIDATION = 500
 LARGEST_FILE = 200_000_000
 """Bytes. Pubmed's largest has 6 million."""
 LARGEST_MATRIX = 1 << 30
-"""Features in all."""
+"""Features in all; of your own graph, also the numbers of each array."""
+MOST_CLASSES = 100_000
+ARRAYS = ("x", "edges", "label", "train", "validation", "test", "names", "classes")
+PLANETOID_PARTS = ("x", "tx", "allx", "y", "ty", "ally", "graph")
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +144,14 @@ class GraphDataset(Dataset):
             self._here[device] = {"x": self.graph.x.to(device), "edges": self.graph.edges.to(device)}
         return batch | self._here[device]
 
+    def batch(self, *, seed: int, step: int, batch_size: int, rank: int = 0, world: int = 1) -> Batch:
+        """This rank's share of the step's nodes; neighbours are drawn by the whole batch's first epoch on every rank,
+        so that a node's do not depend on how many share the batch."""
+        size = self.sizes["train"]
+        start, count = order.rank_slice(step, batch_size, rank, world)
+        _, indices = order.take(seed, size, start, count)
+        return self.fetch("train", indices, epochs=np.full(count, step * batch_size // size), seed=seed)
+
     def samples(self, split: str, count: int) -> list[tuple[str, Any]]:
         """Nodes of the split, with their true classes."""
         graph, nodes = self.graph, self.graph.splits[split].tolist()
@@ -193,22 +205,41 @@ class Sampler:
         return self.source[self.rows[nodes[row]] + chosen[row, column]], nodes[row]
 
 
-@lru_cache(maxsize=4)
 def read(source: str, path: str = "") -> GraphArrays:
-    """The graph of this source, from `path` or from where `etude data get` put it, checked.
+    """The graph of this source, from `path` or from where `etude data get` put it, checked; kept while its files stay
+    as they are.
 
     Raises MissingError if it is not there, RefusedError if a file is damaged, UsageError if the graph makes no sense.
     """
     if source == "karate":
         if path:
             raise UsageError("karate comes with the package and takes no path", hint="leave --data.path out")
-        return read_karate(fetch.path(source))
+        return _read(source, fetch.path(source), ())
     root = Path(path).expanduser() if path else fetch.path(source)
     if not root.exists():
         raise MissingError(f"{root}: there is no such file or folder", hint=f"give the place of {source}: --data.path")
+    root = root.resolve()
     if source in CITATIONS:
-        return read_planetoid(root, source)
-    return read_npz(root / packages.FILE if root.is_dir() else root)
+        parts = [root / f"ind.{source}.{part}" for part in (*PLANETOID_PARTS, "test.index")]
+        return _read(source, root, tuple(map(_stamp, parts)))
+    file = root / packages.FILE if root.is_dir() else root
+    return _read(source, file, (_stamp(file),))
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    """What changes when a file is written anew: its time and its size."""
+    try:
+        status = file.stat()
+    except OSError:
+        return (0, 0)
+    return status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=4)
+def _read(source: str, place: Path, stamps: tuple[tuple[int, int], ...]) -> GraphArrays:
+    if source == "karate":
+        return read_karate(place)
+    return read_planetoid(place, source) if source in CITATIONS else read_npz(place)
 
 
 @lru_cache(maxsize=4)
@@ -230,29 +261,53 @@ def read_karate(path: Path) -> GraphArrays:
 
 def read_npz(path: Path) -> GraphArrays:
     """Your own graph. Features are divided by their row's sum, where that is positive."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            held = {name: arrays[name] for name in arrays.files}
-    except FileNotFoundError:
-        raise MissingError(f"{path}: there is no such file", hint="give your graph: --data.path GRAPH.npz") from None
-    except (ValueError, OSError, EOFError, KeyError) as error:
-        raise RefusedError(f"{path}: not an .npz of arrays ({error})") from None
+    held = _arrays(path)
     absent = [name for name in ("x", "edges", "label", "train", "test") if name not in held]
     if absent:
         raise UsageError(f"{path} lacks {', '.join(absent)}", hint="an .npz with x, edges, label, train and test")
     for name in ("edges", "label", "train", "validation", "test"):
-        if name in held and not np.issubdtype(held[name].dtype, np.integer):
+        if name in held and held[name].dtype.kind not in "iu":
             raise UsageError(f"{path}: {name} holds {held[name].dtype}; it must hold whole numbers")
     x, label = held["x"], held["label"].astype(np.int64)
-    if not np.issubdtype(x.dtype, np.number) or x.ndim != 2 or label.shape != x.shape[:1]:
-        raise UsageError(f"{path}: x {x.shape} and label {label.shape} must have the shapes (N, F) and (N,)")
+    if x.dtype.kind not in "iuf" or x.ndim != 2 or label.shape != x.shape[:1]:
+        raise UsageError(
+            f"{path}: x {x.shape} and label {label.shape} must have the shapes (N, F) and (N,), and x, of "
+            f"{x.dtype}, must hold real numbers"
+        )
     count = int(label.max(initial=-1)) + 1
+    if count > MOST_CLASSES:
+        raise UsageError(f"{path}: label holds {count - 1}; there may be {MOST_CLASSES:,} classes, numbered from 0")
+    for name in ("names", "classes"):
+        if name in held and held[name].ndim != 1:
+            raise UsageError(f"{path}: {name} has the shape {held[name].shape}; it must be a list")
     names, classes = (
         tuple(map(str, held[name].tolist() if name in held else range(size)))
         for name, size in (("names", len(x)), ("classes", count))
     )
     splits = {name: held[name].astype(np.int64) for name in ("train", "validation", "test") if name in held}
     return checked(str(path), x, held["edges"].astype(np.int64), label, names, classes, splits)
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Those of `ARRAYS` that an .npz holds."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if member.file_size > 8 * LARGEST_MATRIX:
+                    raise ValueError(f"{member.filename} unpacks to {member.file_size:,} bytes")
+        with np.load(path, allow_pickle=False) as arrays:
+            held = {name: arrays[name] for name in ARRAYS if name in arrays.files}
+        for name, array in held.items():
+            if not isinstance(array, np.ndarray):
+                raise ValueError(f"{name} is no array")
+            if array.size > LARGEST_MATRIX:
+                raise ValueError(f"{name} holds {array.size:,} numbers, where {LARGEST_MATRIX:,} are the most")
+    except FileNotFoundError:
+        raise MissingError(f"{path}: there is no such file", hint="give your graph: --data.path GRAPH.npz") from None
+    except Exception as error:  # whatever damaged or hostile content runs into, the file is refused
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RefusedError(f"{path}: not an .npz of arrays ({said})") from None
+    return held
 
 
 def checked(
@@ -266,6 +321,10 @@ def checked(
 ) -> GraphArrays:
     """The graph, its features' rows made to sum to one; UsageError names the first node or edge that is amiss."""
     size = len(x)
+    if len(names) != size or len(classes) <= label.max(initial=-1):
+        raise UsageError(
+            f"{where}: {len(names)} names and {len(classes)} classes do not fit {size} nodes and the labels"
+        )
     bad = ~np.isfinite(x).all(1)
     if bad.any():
         raise UsageError(f"{where}: the features of node {names[int(bad.argmax())]} are not finite")
@@ -276,15 +335,11 @@ def checked(
         first = int(outside.argmax())
         ends = f"{edges[0, first]} and {edges[1, first]}"
         raise UsageError(f"{where}: edge {first} joins {ends}, in a graph of {size} nodes (0 to {size - 1})")
-    if len(names) != size or len(classes) <= label.max(initial=-1):
-        raise UsageError(
-            f"{where}: {len(names)} names and {len(classes)} classes do not fit {size} nodes and the labels"
-        )
     if not (label >= 0).any():
         raise UsageError(f"{where}: no node has a label")
     for split, nodes in splits.items():
         wrong = (nodes < 0) | (nodes >= size)
-        if not len(nodes) or nodes.ndim != 1 or wrong.any():
+        if nodes.ndim != 1 or not len(nodes) or wrong.any():
             said = f"it holds node {nodes[wrong][0]} of {size}" if wrong.any() else "it holds no list of nodes"
             raise UsageError(f"{where}: the split {split} is wrong: {said}")
         if (label[nodes] < 0).any():
@@ -299,9 +354,7 @@ def checked(
 def read_planetoid(root: Path, name: str) -> GraphArrays:
     """A citation network of Planetoid's eight files: allx holds the papers of known and of unknown label, the first of
     them x; tx those of the test, whose numbers in the graph are test.index."""
-    x, tx, allx, y, ty, ally, graph = (
-        read_pickle(root / f"ind.{name}.{part}") for part in ("x", "tx", "allx", "y", "ty", "ally", "graph")
-    )
+    x, tx, allx, y, ty, ally, graph = (read_pickle(root / f"ind.{name}.{part}") for part in PLANETOID_PARTS)
     where = f"{root}: ind.{name}"
     try:
         test = np.array(_there(root / f"ind.{name}.test.index").read_text().split(), dtype=np.int64)

@@ -1,7 +1,8 @@
 """`Text`: any text as characters or bytes, split by contiguous parts, cut into windows.
 
 The parts are train, validation and test in the text's own order, so no held-out character is ever learned from; each
-held-out character is predicted exactly once, with at least `context` characters before it wherever there are so many.
+held-out character is predicted exactly once, with at least `context` characters before it wherever there are so many
+within the part.
 """
 
 from collections.abc import Sequence

@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from etude.data.base import Batch, Data, Dataset
 from etude.errors import UsageError
 from etude.tasks.base import Block, LossLogs, Task
 from etude.tasks.metrics import Confusion, Mean, Metric, Worst
+from etude.tasks.ranked import Ranked, confusion_block, draw_bars
 
 CHUNK = 64
 """Inputs predicted at once."""
@@ -111,16 +112,7 @@ class Classify(Task):
         """The confusion matrix, the mistakes with the largest loss as pictures, and where the model looked, if it says
         so."""
         classes = dataset.facts["classes"]
-        blocks: list[Block] = [
-            {
-                "kind": "matrix",
-                "title": f"Confusion on {split}",
-                "labels": classes,
-                "values": measured["confusion"].value(),
-                "row": "true class",
-                "column": "predicted class",
-            }
-        ]
+        blocks = [confusion_block(measured, dataset, split)]
         mistakes = measured["worst"].value()
         if mistakes:
             images = dataset.fetch(split, [int(index) for index, *_ in mistakes])["image"]
@@ -157,50 +149,18 @@ class Classify(Task):
             probabilities = model(data.collate(samples)["image"].to(device)).float().softmax(1).tolist()
             classes = tuple(facts["classes"])
             results += [
-                Classification(p, classes, sample, _name(raw)) for p, sample, raw in zip(probabilities, samples, chunk)
+                Classification(p, classes, sample, source=_name(raw))
+                for p, sample, raw in zip(probabilities, samples, chunk)
             ]
         return results
 
 
 @dataclass(frozen=True)
-class Classification:
+class Classification(Ranked):
     """What a picture was taken for."""
 
-    suffix: ClassVar[str] = ".png"
-    probabilities: list[float]
-    classes: tuple[str, ...]
     image: Tensor = field(repr=False)
     """(C, H, W) uint8: what the model saw."""
-    source: str = ""
-
-    @property
-    def label(self) -> str:
-        """The most probable class."""
-        return self.top(1)[0][0]
-
-    @property
-    def confidence(self) -> float:
-        """Its probability."""
-        return self.top(1)[0][1]
-
-    def top(self, k: int = 5) -> list[tuple[str, float]]:
-        """The k most probable classes with their probabilities, best first."""
-        order = sorted(range(len(self.classes)), key=lambda i: -self.probabilities[i])
-        return [(self.classes[i], self.probabilities[i]) for i in order[:k]]
-
-    def json(self) -> dict[str, Any]:
-        """As plain values."""
-        return {
-            "input": self.source,
-            "label": self.label,
-            "confidence": self.confidence,
-            "top": [{"label": label, "probability": p} for label, p in self.top()],
-        }
-
-    def row(self) -> list[str]:
-        """As cells of a table: the class, its probability, the runners-up."""
-        (label, p), *others = self.top(3)
-        return [label, f"{p:.1%}", ", ".join(f"{other} {q:.1%}" for other, q in others)]
 
     def plot(self) -> Image.Image:
         """The picture beside bars of its five most probable classes."""
@@ -215,21 +175,6 @@ class Classification:
         sheet.paste(picture, (20 + (height - size[0]) // 2, 20 + (height - size[1]) // 2))
         draw_bars(sheet, self.top(), left=height + 40, width=bar)
         return sheet
-
-    def save(self, path: str | Path) -> None:
-        """The plot, in the format that the name's ending says."""
-        self.plot().save(path)
-
-
-def draw_bars(sheet: Image.Image, top: list[tuple[str, float]], *, left: int, width: int) -> None:
-    """Classes with their probabilities as bars, below each other."""
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for row, (label, p) in enumerate(top):
-        y = 20 + row * 48
-        draw.text((left, y), f"{label}  {p:.1%}", fill="#222222", font=font)
-        draw.rectangle((left, y + 22, left + width, y + 32), fill="#e6e8eb")
-        if p * width >= 1:
-            draw.rectangle((left, y + 22, left + p * width, y + 32), fill="#2563eb" if row == 0 else "#93a3b8")
 
 
 def _pil(image: Tensor) -> Image.Image:

@@ -59,7 +59,9 @@ class First(Metric):
     bits: list[float] = field(default_factory=list)
 
     def merge(self, other: "First") -> None:
-        """Parts come in the order of the text: the first stays."""
+        """Parts come in the order of the text: the first that holds any stays."""
+        if not self.ids:
+            self.prompt, self.ids, self.bits = other.prompt, other.ids, other.bits
 
     def value(self) -> tuple[list[int], list[int], list[float]]:
         return self.prompt, self.ids, self.bits

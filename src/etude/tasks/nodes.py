@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 from etude.data.base import Batch, Data, Dataset
 from etude.errors import UsageError
 from etude.tasks.base import Block, LossLogs, Task
-from etude.tasks.classify import draw_bars
 from etude.tasks.embedding import plane, tsne
 from etude.tasks.metrics import Confusion, Curve, Mean, Metric
+from etude.tasks.ranked import Ranked, confusion_block, draw_bars
 
 DRAWN = 2000
 """Nodes of a split whose embedding is kept and drawn."""
@@ -111,14 +110,7 @@ class ClassifyNodes(Task):
                 "x": x,
                 "y": y,
             },
-            {
-                "kind": "matrix",
-                "title": f"Confusion on {split}",
-                "labels": classes,
-                "values": measured["confusion"].value(),
-                "row": "true class",
-                "column": "predicted class",
-            },
+            confusion_block(measured, dataset, split),
         ]
 
     @torch.no_grad()
@@ -130,7 +122,7 @@ class ClassifyNodes(Task):
         batch = {name: value.to(device) for name, value in data.collate([data.prepare(raw) for raw in inputs]).items()}
         logits = model(batch["x"], batch["edges"])[batch["target"]].float()
         classes = tuple(facts["classes"])
-        return [NodeClass(str(raw), p, classes) for raw, p in zip(inputs, logits.softmax(1).tolist())]
+        return [NodeClass(p, classes, source=str(raw)) for raw, p in zip(inputs, logits.softmax(1).tolist())]
 
 
 def _layers(model: Any) -> Any:
@@ -139,49 +131,15 @@ def _layers(model: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class NodeClass:
-    """What a node was taken for."""
-
-    node: str
-    probabilities: list[float]
-    classes: tuple[str, ...]
-    suffix: ClassVar[str] = ".png"
-
-    @property
-    def label(self) -> str:
-        """The most probable class."""
-        return self.top(1)[0][0]
-
-    @property
-    def confidence(self) -> float:
-        """Its probability."""
-        return self.top(1)[0][1]
-
-    def top(self, k: int = 5) -> list[tuple[str, float]]:
-        """The k most probable classes with their probabilities, best first."""
-        order = sorted(range(len(self.classes)), key=lambda i: -self.probabilities[i])
-        return [(self.classes[i], self.probabilities[i]) for i in order[:k]]
-
-    def json(self) -> dict[str, Any]:
-        """As plain values."""
-        top = [{"label": label, "probability": p} for label, p in self.top()]
-        return {"input": self.node, "label": self.label, "confidence": self.confidence, "top": top}
-
-    def row(self) -> list[str]:
-        """As cells of a table: the class, its probability, the runners-up."""
-        (label, p), *others = self.top(3)
-        return [label, f"{p:.1%}", ", ".join(f"{other} {q:.1%}" for other, q in others)]
+class NodeClass(Ranked):
+    """What a node was taken for; `source` is its name or number, as it was asked for."""
 
     def plot(self) -> Image.Image:
         """Bars of its five most probable classes below the node's name."""
         top = self.top()
         sheet = Image.new("RGB", (340, 60 + 48 * len(top)), "white")
-        ImageDraw.Draw(sheet).text((20, 14), self.node, fill="#222222", font=ImageFont.load_default(16))
+        ImageDraw.Draw(sheet).text((20, 14), self.source, fill="#222222", font=ImageFont.load_default(16))
         bars = Image.new("RGB", (340, 20 + 48 * len(top)), "white")
         draw_bars(bars, top, left=20, width=300)
         sheet.paste(bars, (0, 40))
         return sheet
-
-    def save(self, path: str | Path) -> None:
-        """The plot, in the format that the name's ending says."""
-        self.plot().save(path)

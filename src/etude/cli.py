@@ -178,20 +178,22 @@ def _word_after(flag: str, arguments: list[str]) -> str:
 def _find_lr(recipe: Recipe, options: _Options) -> int:
     from etude.engine import lr_finder
 
-    found = lr_finder.find_lr(recipe, device=options.device, workers=options.workers or 0)
+    found = lr_finder.find_lr(recipe, device=options.device, workers=options.workers)
+    if int(os.environ.get("RANK", "0")):
+        return 0
     path = lr_finder.write(found, Path(options.run) if options.run else Path("runs") / recipe.name)
     if options.json:
         _json(asdict(found) | {"page": str(path)})
         return 0
     broke = f"{found.rates[-1]:.2g}" if found.broke else f"not up to {found.rates[-1]:.2g}"
-    flag = "--optim.lr" if hasattr(recipe.optim, "lr") else "rate of the first player:"
+    command = f"etude train {recipe.name} {found.flag} {found.suggestion:g}" if found.flag else "rates of one player"
     _table(
         [
             ["suggested", f"{found.suggestion:g}", "where the loss falls fastest"],
             ["at most", f"{found.largest:g}", "where it is lowest: with warm-up and a falling schedule"],
             ["loss breaks", broke, ""],
             ["curve", str(path), ""],
-            ["next", f"etude train {recipe.name} {flag} {found.suggestion:g}", ""],
+            ["next", command, ""],
         ]
     )
     return 0
@@ -204,8 +206,14 @@ def _train_study(study: Study, options: _Options) -> int:
     if options.find_lr:
         raise UsageError(f"{study.name} is a study; a rate is found for one recipe", hint="etude list")
     if options.dry_run:
-        for recipe in study.recipes().values():
-            _trained(fit.dry_run(recipe, device=options.device, workers=options.workers), None, options.json)
+        results = {
+            label: fit.dry_run(recipe, device=options.device, workers=options.workers)
+            for label, recipe in study.recipes().items()
+        }
+        if options.json:
+            _json({"study": study.name, "dry_run": True, "variants": results})
+        else:
+            print(f"dry run of {study.name}: all {len(results)} variants went through; nothing was written")
         return 0
     run = studies.train(study, run=options.run, device=options.device, workers=options.workers, quiet=options.quiet)
     return _studied(run, options.json)
@@ -219,12 +227,10 @@ def _studied(study: StudyRun, as_json: bool) -> int:
         _json(study.result | {"run": str(study.path), "report": str(study.path / "report.html")})
         return 0
     names = list(dict.fromkeys(name for o in study.outcomes.values() for name in o.get("test", ())))
-    rows = [["VARIANT", *(f"{split.upper()} {name}" for name in names for split in ("train", "test"))]]
+    rows = [["VARIANT", *(f"{split.upper()} {name}" for name in names for split in ("train", "test")), ""]]
     for label, outcome in study.outcomes.items():
-        if outcome["state"] == "failed":
-            rows.append([label, *[""] * (2 * len(names) - 1), outcome["error"].split("; last gradient")[0]])
-        else:
-            rows.append([label, *(_figure(outcome[split].get(n)) for n in names for split in ("train", "test"))])
+        figures = [_figure(outcome.get(split, {}).get(name)) for name in names for split in ("train", "test")]
+        rows.append([label, *figures, outcome.get("error", "")])
     _table([*rows, [""] * len(rows[0])])
     _table([["study", str(study.path)], ["report", str(study.path / "report.html")]])
     return 0
@@ -362,7 +368,9 @@ def resume(arguments: list[str]) -> int:
 
     if (Path(options.run) / "study.json").is_file():
         study = etude.StudyRun(options.run)
-        study.train(device=options.device, workers=options.workers, quiet=options.quiet)
+        if study.finished:
+            print(f"{options.run} is finished already", file=sys.stderr)
+        study.train(device=options.device, workers=options.workers, quiet=options.quiet, data_path=options.data_path)
         return _studied(study, options.json)
     if etude.open(options.run).finished:
         print(f"{options.run} is finished already", file=sys.stderr)
@@ -409,7 +417,7 @@ def predict(arguments: list[str]) -> int:
     parser.add_argument("--samples", type=int, default=0, help="take this many samples of the test split instead")
     parser.add_argument("--save", metavar="DIR", default=None, help="write each answer to a file there")
     parser.add_argument("--device", default="auto")
-    choices = _ask_flags(parser, next((word for word in arguments if not word.startswith("-")), ""))
+    choices = _ask_flags(parser, next((word for word in arguments if (Path(word) / "recipe.json").is_file()), ""))
     options = parser.parse_intermixed_args(arguments)
     if options.samples < 0 or bool(options.inputs) == bool(options.samples):
         raise UsageError("etude predict takes inputs, or --samples N", hint="etude predict --help")
@@ -447,7 +455,7 @@ def predict(arguments: list[str]) -> int:
 
 def _ask_flags(parser: _Parser, place: str) -> list[str]:
     """Add a flag for each field of what the run's task lets one choose (`Task.ask`); returns their names."""
-    if not (Path(place) / "recipe.json").is_file():
+    if not place:
         return []
     import dataclasses
     import typing
@@ -459,16 +467,8 @@ def _ask_flags(parser: _Parser, place: str) -> list[str]:
     for field in dataclasses.fields(ask):
         kind = kinds[field.name]
         plain = [k for k in typing.get_args(kind) if k is not type(None)] or [kind]
-        told: dict[str, Any] = {"default": None, "help": f"default {field.default}"}
-        if kind is bool:
-            told["action"] = argparse.BooleanOptionalAction
-        elif typing.get_origin(kind) is typing.Literal:
-            told["choices"] = typing.get_args(kind)
-        elif typing.get_origin(kind) is tuple:
-            told |= {"type": plain[0], "nargs": len(plain)}
-        else:
-            told["type"] = plain[0]
-        parser.add_argument(f"--{field.name.replace('_', '-')}", **told)
+        flag = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(flag, type=plain[0], default=None, help=f"default {field.default}")
         names.append(field.name)
     return names
 

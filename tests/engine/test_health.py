@@ -174,7 +174,7 @@ def test_a_measured_step_costs_little():
     trainer = quiet(find_recipe("mlp.digits"))
     trainer.model.train()
     trainer._logged = trainer._showing = False
-    batch = trainer.dataset.finish(trainer._make(0))
+    batch = trainer.dataset.finish(trainer.make_batch(0))
     took: dict[bool, list[float]] = {True: [], False: []}
     for step in range(400):
         trainer._health_due = step % 2 == 0

@@ -391,7 +391,7 @@ def test_batchnorm_of_one_sample_is_named_by_its_layer(tmp_path):
 def test_a_healthy_update_has_no_cause(precision):
     """The -Inf of masks, memory that is not yet written and what kernels keep for themselves are not mistaken."""
     trainer = Trainer(recipe({"model": Built("masked"), "precision": precision}), None, world=CPU, quiet=True)
-    batch = trainer.dataset.finish(trainer._make(0))
+    batch = trainer.dataset.finish(trainer.make_batch(0))
     for parts in (1, 4):
         found = monitor.explain(
             trainer.model, trainer.recipe.task.loss, batch, "model", parts, autocast(trainer.precision, CPU.device)

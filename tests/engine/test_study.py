@@ -12,6 +12,7 @@ from etude.engine.run import Run
 from etude.engine.study import Study, StudyRun, Variant, variant, vary
 from etude.errors import Interrupted, MissingError, RefusedError, UsageError
 from etude.recipes import find_study
+from etude.report import write
 
 
 def rates(**changes) -> Study:
@@ -115,6 +116,11 @@ def test_what_cannot_be_a_study_is_refused(tmp_path):
     (tmp_path / "study.json").write_text('{"study": "x"}')
     with pytest.raises(RefusedError, match="damaged"):
         StudyRun(tmp_path)
+    elsewhere = {"study": "x", "outcomes": {}, "recipes": {"../../out": base.to_json()}}
+    (tmp_path / "study.json").write_text(json.dumps(elsewhere))
+    with pytest.raises(RefusedError, match="not what a study writes"):
+        StudyRun(tmp_path, types=TYPES)
+    assert "../../out" not in write(tmp_path).read_text()
     with pytest.raises(UsageError, match="is a study"):
         Run(tmp_path)
     with pytest.raises(UsageError, match="holds a run already"):
@@ -155,7 +161,8 @@ def test_the_command_line_names_what_is_wrong(tmp_path, monkeypatch, capsys):
     assert "varies model.hidden itself" in capsys.readouterr().err
     assert cli.main(["train", "mlp.initialisation", "--dry-run", "--steps", "1"]) == 0
     assert not (tmp_path / "runs").exists()
+    assert "all 4 variants went through" in capsys.readouterr().out
+    assert cli.main(["train", "mlp.initialisation", "--dry-run", "--steps", "1", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["variants"]) == 4
     assert cli.main(["info", "mlp.function"]) == 0
-    assert json.loads(capsys.readouterr().out.split("nothing was written\n")[-1])["variants"]["4"] == {
-        "model.hidden": "(4,)"
-    }
+    assert json.loads(capsys.readouterr().out)["variants"]["4"] == {"model.hidden": "(4,)"}

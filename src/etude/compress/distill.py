@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from etude.data.base import Batch, Dataset
+from etude.engine import checkpoint
 from etude.engine.recipe import Recipe
 from etude.engine.run import Run
 from etude.errors import RefusedError, UsageError
@@ -52,11 +53,13 @@ class Distill(Classify):
             )
 
     def check(self, model: nn.Module, dataset: Dataset) -> None:
-        """Whether the model and the teacher both answer this data's classes."""
+        """Whether the model and the teacher both answer this data's classes. RefusedError where the teacher's weights
+        are not those that the recipe was made with."""
         super().check(model, dataset)
-        classes = open_teacher(self.teacher, self.teacher_sha256).facts.get("classes")
+        classes = Run(self.teacher).facts.get("classes")
         if classes != dataset.facts["classes"]:
             raise UsageError(f"the teacher {self.teacher} knows other classes: {classes}")
+        _network(self.teacher, self.teacher_sha256, next(model.parameters()).device)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, LossLogs]:
         """alpha of the labels' cross-entropy, 1 - alpha of the teacher's soft loss."""
@@ -69,8 +72,9 @@ class Distill(Classify):
         return loss, {"loss": loss, "hard_loss": hard, "soft_loss": soft, "accuracy": self.accuracy(logits, batch)}
 
 
-def distill(recipe: Recipe, teacher: str | Path, *, alpha: float = 0.5, temperature: float = 4.0) -> Recipe:
-    """The recipe with a teacher: a finished run of a classifier of pictures prepared alike."""
+def distill(recipe: Recipe, teacher: str | Path) -> Recipe:
+    """The recipe with a teacher: a finished run of a classifier of pictures prepared alike. Set `task.alpha` and
+    `task.temperature` with `Recipe.with_`."""
     if type(recipe.task) is not Classify:
         raise UsageError(f"{recipe.name} does not classify: there is nothing that a teacher could soften")
     run = Run(Path(teacher).absolute())
@@ -82,22 +86,18 @@ def distill(recipe: Recipe, teacher: str | Path, *, alpha: float = 0.5, temperat
         if mine != theirs:
             raise UsageError(f"the teacher {teacher} was trained with data.{name} {theirs}, the student has {mine}")
     plain = {field.name: getattr(recipe.task, field.name) for field in fields(Classify)}
-    task = Distill(**plain, teacher=str(run.path), teacher_sha256=digest, alpha=alpha, temperature=temperature)
+    task = Distill(**plain, teacher=str(run.path), teacher_sha256=digest)
     return replace(recipe, task=task)
-
-
-def open_teacher(path: str, sha256: str) -> Run:
-    """The teacher's run; RefusedError where its weights are not those that the recipe was made with."""
-    run = Run(path)
-    if (found := run.result["weights_sha256"]) != sha256:
-        raise RefusedError(
-            f"the teacher {path} has changed: its weights were {sha256[:12]}... and are {found[:12]}...",
-            hint="train the student anew",
-        )
-    return run
 
 
 @lru_cache(maxsize=2)
 def _network(path: str, sha256: str, device: torch.device) -> nn.Module:
-    """The teacher in evaluation mode, its weights fixed; read once a process."""
-    return open_teacher(path, sha256).model(str(device)).requires_grad_(False)
+    """The teacher in evaluation mode, its weights fixed; read once a process. RefusedError as above."""
+    network = Run(path).model(str(device)).requires_grad_(False)
+    found = checkpoint.digest({name: value.cpu() for name, value in network.state_dict().items()})
+    if found != sha256:
+        raise RefusedError(
+            f"the teacher {path} has changed: its weights were {sha256[:12]}... and are {found[:12]}...",
+            hint="train the student anew",
+        )
+    return network

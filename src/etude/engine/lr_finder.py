@@ -4,8 +4,6 @@ The rate grows exponentially from step to step, and the loss tells where learnin
 it breaks. Nothing of it is kept but the curve: `etude train RECIPE --find-lr`.
 """
 
-import json
-import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from etude.engine.optim import Schedule, by_player
 from etude.engine.prefetch import prefetch
 from etude.engine.recipe import Recipe
 from etude.engine.trainer import Trainer
-from etude.errors import NumericError, UsageError
+from etude.errors import UsageError
 from etude.report import lr_finder as page
 
 BROKEN = 4.0
@@ -41,6 +39,8 @@ class Found:
     proportion."""
 
     recipe: str
+    flag: str
+    """The flag that sets the rate; "" with several players."""
     rates: list[float]
     losses: list[float]
     smoothed: list[float]
@@ -54,7 +54,13 @@ class Found:
 
 
 def find_lr(
-    recipe: Recipe, *, low: float = 1e-6, high: float = 10.0, steps: int = 100, device: str = "auto", workers: int = 0
+    recipe: Recipe,
+    *,
+    low: float = 1e-6,
+    high: float = 10.0,
+    steps: int = 100,
+    device: str = "auto",
+    workers: int | None = None,
 ) -> Found:
     """Take up to `steps` steps of the recipe at rates from `low` to `high`. UsageError where nothing can be told."""
     if not 0 < low < high or steps < 20:
@@ -67,11 +73,11 @@ def find_lr(
     smoothed: list[float] = []
     mean = 0.0
     broke = False
-    batches = prefetch(trainer._make, 0, steps, workers=trainer.workers)
+    batches = prefetch(trainer.make_batch, 0, steps, workers=trainer.workers)
     for batch in batches:
         try:
             logs = trainer.take_step(arrive(batch, trainer.dataset, recipe, trainer.device))
-        except (NonFinite, NumericError):
+        except NonFinite:
             broke = True
             break
         loss = next(value for name, value in logs.items() if name.split("/")[-1] == "loss").item()
@@ -86,7 +92,8 @@ def find_lr(
     batches.close()
     rates = [low * (high / low) ** (i / (steps - 1)) for i in range(len(losses))]
     suggestion, largest = suggest(rates, smoothed)
-    return Found(recipe.name, rates, losses, smoothed, suggestion, largest, broke)
+    flag = "--optim.lr" if len(by_player(recipe.optim)) == 1 else ""
+    return Found(recipe.name, flag, rates, losses, smoothed, suggestion, largest, broke)
 
 
 def suggest(rates: list[float], smoothed: list[float]) -> tuple[float, float]:
@@ -105,13 +112,13 @@ def suggest(rates: list[float], smoothed: list[float]) -> tuple[float, float]:
 
 def _rounded(rate: float) -> float:
     """To two digits: the curve does not tell more."""
-    return float(f"{rate:.2g}") if math.isfinite(rate) else rate
+    return float(f"{rate:.2g}")
 
 
 def write(found: Found, folder: Path) -> Path:
     """The curve as a page, lr-finder-N.html in `folder` with the first free N; the figures stand in it as JSON too."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = page.render(json.loads(json.dumps(asdict(found))))
+    content = page.render(asdict(found))
     number = 1
     while True:
         try:

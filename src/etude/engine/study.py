@@ -7,6 +7,7 @@ Each variant is a run like any other. A variant that ends in NaN is a result of 
 study goes on (`etude resume`) where it was: finished variants stay, the one it was in resumes from its checkpoint.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable
@@ -26,6 +27,11 @@ from etude.errors import Interrupted, MissingError, NumericError, RefusedError, 
 FILE = "study.json"
 
 
+def names_directory(label: str) -> bool:
+    """Whether a label can name a directory in the study's own, and none elsewhere."""
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,39}", label))
+
+
 @dataclass(frozen=True)
 class Variant:
     """The base recipe with some fields changed."""
@@ -36,7 +42,7 @@ class Variant:
     """(dotted field, value) pairs, as `Recipe.with_` takes them."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,39}", self.label):
+        if not names_directory(self.label):
             raise UsageError(f"the variant's label {self.label!r} cannot name a directory")
 
     def said(self) -> dict[str, str]:
@@ -124,6 +130,8 @@ class StudyRun:
             self.recipes = {
                 label: Recipe.from_json(config, types=types) for label, config in document["recipes"].items()
             }
+            if not all(map(names_directory, self.recipes)) or not all(map(_is_outcome, self.outcomes.values())):
+                raise ValueError("a label or an outcome is not what a study writes")
         except FileNotFoundError:
             raise MissingError(f"{self.path} is not a study: it has no {FILE}", hint="ls runs") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -153,8 +161,10 @@ class StudyRun:
         """Write report.html anew from the study's files."""
         return report.write(self.path)
 
-    def train(self, *, device: str = "auto", workers: int | None = None, quiet: bool = False) -> "StudyRun":
-        """Train what has not ended yet, in turn."""
+    def train(
+        self, *, device: str = "auto", workers: int | None = None, quiet: bool = False, data_path: str | None = None
+    ) -> "StudyRun":
+        """Train what has not ended yet, in turn. `data_path`: where the data lies now, if it moved."""
         world = join(device)
         log = Log(quiet=quiet or world.rank > 0)
         for number, (label, recipe) in enumerate(self.recipes.items(), 1):
@@ -164,8 +174,11 @@ class StudyRun:
             place = self.path / label
             try:
                 if (place / "recipe.json").exists():
-                    run = fit.resume(place, device=device, workers=workers, quiet=quiet, types=self._types)
+                    run = fit.resume(
+                        place, device=device, workers=workers, quiet=quiet, data_path=data_path, types=self._types
+                    )
                 else:
+                    recipe = recipe if data_path is None else recipe.with_(**{"data.path": data_path})
                     run = fit.train(recipe, run=place, device=device, workers=workers, quiet=quiet, types=self._types)
             except NumericError as error:
                 outcome: dict[str, Any] = {"state": "failed", "error": str(error)}
@@ -174,7 +187,7 @@ class StudyRun:
             else:
                 # the split that was learned from, measured as the test split is: the last batch's figures would be of
                 # augmented, mixed samples
-                measured = run.evaluate("train", device=device) if world.rank == 0 else {}
+                measured = run.evaluate("train", device=device, data_path=data_path) if world.rank == 0 else {}
                 result = run.result
                 outcome = {"state": "done", "train": measured, "test": result["eval"], "steps": result["steps"]}
                 outcome |= {"seconds": result["seconds"], "params": result["params"]}
@@ -186,7 +199,12 @@ class StudyRun:
 
     def _write(self) -> None:
         checkpoint.write_atomic(self.path / FILE, json.dumps(self._document, indent=1).encode())
-        self.report()
+        with contextlib.suppress(Exception):  # the page is not worth ending a study
+            self.report()
+
+
+def _is_outcome(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("state") in ("done", "failed")
 
 
 def train(

@@ -84,7 +84,7 @@ class Trainer:
             raise UsageError("patience needs held-out samples to judge by", hint="--data.validation 5000")
         self.workers = self._workers(workers)
         self._build()
-        self._make(0)  # what is wrong with the batches shows now, not when a run directory exists
+        self.make_batch(0)  # what is wrong with the batches shows now, not when a run directory exists
         self.step = 0
         self.seconds = 0.0
         self.best: dict[str, Any] | None = None
@@ -224,7 +224,8 @@ class Trainer:
             self.compiled = False
             return self.take_step(batch)
 
-    def _make(self, step: int) -> Batch:
+    def make_batch(self, step: int) -> Batch:
+        """This process's share of the batch of a step, as it leaves the data's workers."""
         recipe = self.recipe
         batch = self.dataset.batch(
             seed=recipe.seed, step=step, batch_size=recipe.batch_size, rank=self.world.rank, world=self.world.size
@@ -262,7 +263,7 @@ class Trainer:
         self._shown_step = self.step
         health_every = health.every(recipe.log_every, steps)
         last = self.step if self._out_of_patience() else steps
-        batches = prefetch(self._make, self.step, last, workers=self.workers)
+        batches = prefetch(self.make_batch, self.step, last, workers=self.workers)
         for batch in batches:
             self._health_due = self.step % health_every == 0
             self._logged = (self.step + 1) % recipe.log_every == 0 or self.step + 1 in (1, steps)

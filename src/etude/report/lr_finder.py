@@ -25,8 +25,8 @@ def render(found: dict[str, Any]) -> str:
         f"where it is lowest, {number(found['largest'])}."
         + (" It broke at the last rate shown." if found["broke"] else "")
     )
-    command = f"etude train {found['recipe']} --optim.lr {found['suggestion']:g}"
-    body = f'<div class="grid2">{chart}</div><pre><code>{e(command)}</code></pre>'
+    command = f"etude train {found['recipe']} {found['flag']} {found['suggestion']:g}"
+    body = f'<div class="grid2">{chart}</div>' + f"<pre><code>{e(command)}</code></pre>" * bool(found["flag"])
     header = (
         '<header><p class="over">etude · learning-rate range test</p>'
         f'<div class="title"><h1>{e(found["recipe"])}</h1></div></header>'

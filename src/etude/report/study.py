@@ -55,7 +55,11 @@ def render(study: Path) -> str:
         raise MissingError(f"{study} is not a study: it has no {FILE}")
     document = load(study / FILE, notes)
     document = document if isinstance(document, dict) else {}
-    variants = [_variant(study, document, str(label), notes) for label in document.get("recipes") or {}]
+    for name in ("recipes", "changes", "outcomes"):
+        if not isinstance(document.get(name), dict):
+            document[name] = {}
+    labels = [label for label in document["recipes"] if (study / label).parent == study]  # none leads elsewhere
+    variants = [_variant(study, document, label, notes) for label in labels]
     sections = [
         ("results", "Results", _results(variants)),
         ("measures", "Measures", _against(variants, document)),
@@ -90,12 +94,16 @@ def _variant(study: Path, document: dict[str, Any], label: str, notes: list[str]
     return _Variant(
         label,
         path,
-        changes=document.get("changes", {}).get(label, {}),
-        outcome=document.get("outcomes", {}).get(label, {}),
-        status=loaded[0] if isinstance(loaded[0], dict) else {},
+        changes=_dict(document["changes"].get(label)),
+        outcome=_dict(document["outcomes"].get(label)),
+        status=_dict(loaded[0]),
         metrics=read_metrics(path / "metrics.jsonl"),
         blocks=loaded[1] if isinstance(loaded[1], list) else [],
     )
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _results(variants: list[_Variant]) -> str:
@@ -124,7 +132,7 @@ def _results(variants: list[_Variant]) -> str:
 
 
 def _against(variants: list[_Variant], document: dict[str, Any]) -> str:
-    """Where one numeric field varies: each measure against it. Else the test measure as bars would be: a table does."""
+    """Where one numeric field varies: each measure against it."""
     varied = document.get("varied", [])
     if len(varied) != 1:
         return ""
@@ -166,7 +174,7 @@ def _curves(variants: list[_Variant]) -> str:
         ("training", lambda m: ((name, next(iter(curves.values()))) for name, curves in m.train.items())),
         (
             "held-out",
-            lambda m: ((name, max(curves.values(), key=lambda c: len(c[0]))) for name, curves in m.evaluated.items()),
+            lambda m: ((name, _longest(curves)) for name, curves in m.evaluated.items()),
         ),
     ]
     for split, curves_of in wanted:
@@ -200,11 +208,10 @@ def _layers(variants: list[_Variant]) -> str:
         log = kind != "dead_units"
         known = [(v.label, v.metrics.health[kind]) for v in variants if v.metrics.health.get(kind)]
         # a variant may have layers of its own, such as an activation that learns: those of all can be compared
-        first = known[0][1][0][1] if known else {}
-        if kind != "grad_norms" and kind != "dead_units":  # of an activation's output little is to be seen
-            weighted = variants[0].metrics.health.get("grad_norms", [(0, first)])[0][1]
-            first = {name: value for name, value in first.items() if name in weighted}
-        layers = [name for name in first if all(name in records[0][1] for _, records in known)]
+        layers = [name for name in known[0][1][0][1] if all(name in r[0][1] for _, r in known)] if known else []
+        if kind == "act_norms":  # an activation's output shows less than its layer's
+            weighted = {name for v in variants for _, norms in v.metrics.health.get("grad_norms", []) for name in norms}
+            layers = [name for name in layers if name in weighted]
         if not 2 < len(layers) <= _MOST_LAYERS:
             continue
         for at, when in ((0, "at the first step"), (-1, "at the last")):

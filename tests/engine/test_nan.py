@@ -422,7 +422,7 @@ def test_a_gradient_whose_norm_overflows_is_named():
 def test_finite_inputs_are_no_finding(monkeypatch):
     """Where weights are sharded nothing else can be said."""
     trainer = Trainer(recipe({}), None, world=CPU, quiet=True)
-    batch = trainer.dataset.finish(trainer._make(0))
+    batch = trainer.dataset.finish(trainer.make_batch(0))
     assert monitor.explain_inputs(batch) is None
     failed = monitor.NonFinite(trainer.recipe.task.loss, batch, "model", 1)
     monkeypatch.setattr(trainer, "world", replace(CPU, shard=2))

@@ -303,6 +303,55 @@ def test_nothing_is_said_again_after_a_resume(tmp_path):
     assert set(words) == {line.split(" ", 1)[1] for line in said(whole)}
 
 
+def test_a_judge_remembers_measurements_only(tmp_path):
+    """After a resume it stands where it stood, though lines of other things follow; a damaged log does not stop it."""
+    whole = quiet(PLAIN.with_(steps=20), tmp_path / "run")
+    whole.fit()
+    path = tmp_path / "run" / "metrics.jsonl"
+    kept = path.read_bytes()
+    assert "grad_norms" not in json.loads(kept.splitlines()[-1])
+
+    def resumed() -> health.Judge:
+        trainer = quiet(PLAIN.with_(steps=20), tmp_path / "run")
+        trainer.resume()
+        trainer.log.close()
+        return trainer.judge
+
+    assert resumed().last == whole.judge.last and set(whole.judge.last) == set(health.KINDS)
+    begun = [line for line in kept.splitlines() if b"grad_norms" in line]
+    path.write_bytes(kept.replace(begun[0], b"3".ljust(len(begun[0]))))
+    assert resumed().last == whole.judge.last
+    norm = str(whole.judge.last["grad_norms"]["3"])
+    assert kept.count(norm.encode()) == 1
+    path.write_bytes(kept.replace(norm.encode(), f'"{"x" * (len(norm) - 2)}"'.encode()))
+    assert list(resumed().last["grad_norms"]) == ["1"]
+
+
+def test_a_step_that_the_scaler_skips_is_not_measured(tmp_path):
+    """Where gradients overflow, they tell nothing of the layers; nor may infinity come into a JSON file."""
+    trainer = quiet(PLAIN.with_(steps=8, log_every=1), tmp_path / "run")
+    trainer.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    skipped = (0, 4)
+    first = next(p for p in trainer.model.parameters())
+    first.register_hook(lambda grad: grad * math.inf if trainer.step in skipped else grad)
+    trainer.fit()
+    assert health.every(1, 8) == 3
+    assert [line["step"] - 1 for line in lines(trainer)] == [3, 6]
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} in metrics.jsonl")
+
+    held = [json.loads(x, parse_constant=refuse) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    logged = [line for line in held if "loss" in line]
+    assert [line["step"] for line in logged] == list(range(1, 9))
+    assert [line["step"] - 1 for line in logged if "grad_norm" not in line] == [*skipped]
+
+
+def test_what_overflows_is_left_out():
+    seen = {"grad_norms": {"a": math.inf, "b": 1.0}, "act_norms": {"a": math.nan}, "update_ratios": {"a": 0.12346}}
+    assert health.line(seen) == {"grad_norms": {"b": 1.0}, "act_norms": {}, "update_ratios": {"a": 0.1235}}
+
+
 def test_every_is_at_most_fifty_times_a_run():
     assert [health.every(10, steps) for steps in (60, 1000, 5000)] == [30, 30, 100]
     assert health.every(1, 40) == 3

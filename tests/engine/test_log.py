@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from etude.engine.log import Log, MetricLog, duration
+from etude.engine.log import Log, MetricLog, duration, read
 
 
 def lines(path) -> list[dict]:
@@ -34,6 +34,13 @@ def test_a_shorter_log_is_not_filled_with_zeros(tmp_path):
     log.write({"step": 1})
     log.close()
     assert lines(tmp_path / "metrics.jsonl") == [{"step": 1}]
+
+
+def test_only_objects_are_read(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n3\n[1]\nnull\nrubbish\n{"step": 2}\n{"step": 3}\n')
+    assert list(read(path, path.stat().st_size - 3)) == [{"step": 1}, {"step": 2}]
+    assert list(read(tmp_path / "none", 9)) == []
 
 
 def test_a_failed_flush_keeps_its_lines(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ Every case trains a small system into a run that fails with exit 5, and `replay`
 import contextlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from toys import Blobs, BlobSet
 
 from etude.data.base import Batch
-from etude.engine import fit, monitor
+from etude.engine import causes, fit, monitor
 from etude.engine.optim import Optim, Schedule
 from etude.engine.precision import autocast
 from etude.engine.recipe import Recipe
@@ -417,6 +417,34 @@ def test_a_gradient_whose_norm_overflows_is_named():
 
     found = monitor.explain(model, loss, batch, "model", 1, contextlib.nullcontext())
     assert "the gradient of the weight weight reaches 1e+21: overflow of the gradient's norm" in found.what
+
+
+def test_finite_inputs_are_no_finding(monkeypatch):
+    """Where weights are sharded nothing else can be said."""
+    trainer = Trainer(recipe({}), None, world=CPU, quiet=True)
+    batch = trainer.dataset.finish(trainer.make_batch(0))
+    assert monitor.explain_inputs(batch) is None
+    failed = monitor.NonFinite(trainer.recipe.task.loss, batch, "model", 1)
+    monkeypatch.setattr(trainer, "world", replace(CPU, shard=2))
+    assert trainer._diagnose(failed).what.startswith("the inputs are finite;")
+    batch["image"][2] = torch.inf
+    finding = trainer._diagnose(failed)
+    assert finding.given and finding.samples == [int(batch["index"][2])]
+
+
+@pytest.mark.parametrize(
+    ("base", "exponent", "words"),
+    [
+        (-2.0, 0.5, "no fractional power"),
+        (-2.0, torch.inf, "overflow"),
+        (-2.0, torch.nan, "a constant that is NaN"),
+        (0.0, -torch.inf, "division by 0"),
+        (-2e20, 3.0, "overflow"),
+    ],
+)
+def test_powers(base, exponent, words):
+    x = torch.tensor([1.0, base])
+    assert words in causes.forward("pow", [x, exponent], x**exponent).words
 
 
 def test_no_trace_is_left_of_the_watch():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ET
 from collections import defaultdict
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from etude.cli import main
 from etude.engine.replay import seed_step
 from etude.graph import draw, drawing
-from etude.graph.subject import Subject, project
+from etude.graph.subject import Subject, project, subject
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -90,6 +91,43 @@ def test_a_run_is_drawn_with_its_loss_and_real_gradients(capsys, run, tmp_path):
     norms = [p.grad.double().norm() ** 2 for p in model.get_submodule("head").parameters() if p.grad is not None]
     assert head["gradient"] == pytest.approx(float(sum(norms)) ** 0.5, rel=1e-4)
     assert "gradient norm" in texts((tmp_path / "g.svg").read_text())
+
+
+def test_drawing_leaves_the_data_as_it_is(capsys, tmp_path):
+    """A graph's tensors are kept from batch to batch; those that gradients go to are others."""
+    import etude
+
+    run = tmp_path / "run"
+    says(capsys, ["train", "gcn.karate", "--steps", "3", "--run", run, "--quiet"], 0)
+    for _ in range(2):
+        says(capsys, ["graph", run, "--backward", "--out", tmp_path / "g.svg"], 0)
+    dataset = etude.open(run).recipe.data.open()
+    batch = dataset.finish(dataset.batch(seed=0, step=0, batch_size=1))
+    assert not any(tensor.requires_grad or tensor.grad is not None for tensor in batch.values())
+
+
+def test_a_directory_named_like_a_system(capsys, run, tmp_path, monkeypatch):
+    """It is a run where it holds one; a study's is asked for one of its runs."""
+    monkeypatch.chdir(tmp_path)
+    Path("mlp").mkdir()
+    assert subject("mlp").title == "mlp"
+    _, err = says(capsys, ["graph", "./mlp"], 3)
+    assert "mlp is not a run directory" in err
+    Path("mlp/study.json").write_text("{}")
+    _, err = says(capsys, ["graph", "mlp"], 2)
+    assert "mlp is a study" in err
+    shutil.copytree(run, "resnet18")
+    assert subject("resnet18").title == "mlp.digits"
+
+
+def test_json_has_null_for_what_is_not_finite():
+    class Root(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sqrt() / 0
+
+    document = drawing.draw(of(Root(), torch.zeros(2, 2)), backward=True).json()
+    json.dumps(document, allow_nan=False)
+    assert document["scalar"] is None and all(edge["gradient"] is None for edge in document["edges"][:1])
 
 
 def test_json_edges_join_what_is_seen(capsys):

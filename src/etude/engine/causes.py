@@ -91,7 +91,7 @@ def forward(name: str, operands: Sequence[Tensor | float], output: Tensor) -> Ca
     if name == "pow" and a is not None and b is not None:
         if a == 0 and b < 0:
             return Cause(_division(1.0), f"0 to the power {b:g}")
-        if a < 0 and b != int(b):
+        if a < 0 and math.isfinite(b) and not float(b).is_integer():
             return Cause("a negative number has no fractional power; clamp the base at 0", f"{got} to the power {b:g}")
     if name in ("acos", "asin", "atanh", "acosh", "erfinv") and a is not None:
         domain = "at or above 1" if name == "acosh" else "between -1 and 1"
@@ -106,7 +106,7 @@ def forward(name: str, operands: Sequence[Tensor | float], output: Tensor) -> Ca
         return Cause("Inf - Inf has no value; mask with a large finite number instead", "Inf - Inf")
     if len(known) > 1 and name == "mul" and 0 in known[:2] and any(map(math.isinf, known[:2])):
         return Cause("0 x Inf has no value; select with torch.where instead of multiplying by a mask", "0 x Inf")
-    if name == "constant":
+    if name == "constant" or any(isinstance(one, float) and math.isnan(one) for one in operands):
         return Cause("a constant that is NaN")
     constants = [one for one in tensors if torch.isnan(one).any()]
     if constants:

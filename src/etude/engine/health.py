@@ -185,11 +185,27 @@ def _by_layer(norms: dict[str, float]) -> dict[str, float]:
     return {name: square**0.5 for name, square in squares.items()}
 
 
-def line(measured: Measured) -> dict[str, dict[str, float]]:
-    """As metrics.jsonl holds it: what is only looked at is kept to four digits."""
+def line(measured: Measured) -> Measured:
+    """As metrics.jsonl holds it: what is only looked at is kept to four digits; what overflowed is left out, as JSON
+    knows finite numbers only."""
     return {
-        kind: values if kind == "grad_norms" else {name: float(f"{value:.4g}") for name, value in values.items()}
+        kind: {
+            name: value if kind == "grad_norms" else float(f"{value:.4g}")
+            for name, value in values.items()
+            if math.isfinite(value)
+        }
         for kind, values in measured.items()
+    }
+
+
+def parse(document: dict[str, Any]) -> Measured | None:
+    """What `line` made, out of a line of metrics.jsonl: its numbers, if one is damaged. None for other lines."""
+    if "grad_norms" not in document:
+        return None
+    held = {kind: document[kind] for kind in KINDS if isinstance(document.get(kind), dict)}
+    return {
+        kind: {name: value for name, value in values.items() if type(value) is float and math.isfinite(value)}
+        for kind, values in held.items()
     }
 
 

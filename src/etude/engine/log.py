@@ -136,11 +136,13 @@ class MetricLog:
 
 
 def read(path: Path, size: int) -> Iterator[dict[str, Any]]:
-    """The lines of a metric log's first `size` bytes that are whole."""
+    """The objects in a metric log's first `size` bytes; a line that holds none, whole, is left out."""
     content = path.read_bytes()[:size] if path.is_file() else b""
     for line in content.splitlines():
         with contextlib.suppress(ValueError):
-            yield json.loads(line)
+            document = json.loads(line)
+            if isinstance(document, dict):
+                yield document
 
 
 def duration(seconds: float) -> str:

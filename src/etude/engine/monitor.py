@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from etude.data.base import Batch
-from etude.engine import causes
+from etude.engine import causes, health
 from etude.tasks.base import LossFn
 
 
@@ -60,13 +60,12 @@ def explain(
 ) -> Finding:
     """Take an update again, part by part, with every operator watched, and name the first value that is not finite, in
     the order of cause: input, weights, forward pass, loss, backward pass."""
-    given = explain_inputs(batch)
-    if given.given:
+    if given := explain_inputs(batch):
         return given
     for name, p in model.named_parameters():
         if not torch.isfinite(p).all():
             kind = "NaN" if torch.isnan(p).any() else "infinite"
-            return Finding(f"the weight {name} was {kind} before the step", _layer(name))
+            return Finding(f"the weight {name} was {kind} before the step", health.layer(name))
     mine = model if player == "model" else model.get_submodule(player)
     model.zero_grad()
     with _only(model, mine):
@@ -79,15 +78,15 @@ def explain(
         )
 
 
-def explain_inputs(batch: Batch) -> Finding:
-    """What the batch alone tells: an input that is not finite, and whose."""
+def explain_inputs(batch: Batch) -> Finding | None:
+    """What the batch alone tells: an input that is not finite, and whose. None where all are finite."""
     indices = _indices(batch)
     for name, value in batch.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             bad = _samples(value, indices)
             kind = "NaN" if torch.isnan(value).any() else "infinite"
             return Finding(f"the input {name!r} of {_these(bad)} is {kind}", None, bad, given=True)
-    return Finding("the inputs are finite; which layer is at fault is not told for sharded weights")
+    return None
 
 
 def explain_error(model: nn.Module, loss_fn: LossFn, batch: Batch, autocast: AbstractContextManager) -> str:
@@ -116,15 +115,14 @@ def _explain_part(model: nn.Module, loss_fn: LossFn, batch: Batch, autocast: Abs
             loss, _ = loss_fn(model, batch)
         if not torch.isfinite(loss):
             made = watch.origin(loss)
-            return made.finding() if made else Finding(f"the loss is {loss.item()}", given=False)
-        watch.forward = False
+            return made.finding() if made else Finding(f"the loss is {loss.item()}")
         loss.backward()
         bad = [(name, p) for name, p in model.named_parameters() if p.grad is not None and not _finite(p.grad)]
         made = [one for one in (watch.origin(p.grad) for _, p in bad if p.grad is not None) if one]
     if made:
         return min(made, key=lambda one: one.number).finding()
     if bad:
-        return Finding(f"the gradient of the weight {bad[0][0]} is not finite", _layer(bad[0][0]))
+        return Finding(f"the gradient of the weight {bad[0][0]} is not finite", health.layer(bad[0][0]))
     return None
 
 
@@ -135,7 +133,7 @@ def _explain_norm(mine: nn.Module) -> Finding | None:
     if not reach or reach[name] < 1e18:
         return None
     far = f"the gradient of the weight {name} reaches {reach[name]:.2g}"
-    return Finding(f"{far}: overflow of the gradient's norm, a sum of squares", _layer(name))
+    return Finding(f"{far}: overflow of the gradient's norm, a sum of squares", health.layer(name))
 
 
 @contextmanager
@@ -150,10 +148,6 @@ def _only(model: nn.Module, mine: nn.Module) -> Iterator[None]:
     finally:
         for p in others:
             p.requires_grad_(True)
-
-
-def _layer(parameter: str) -> str:
-    return parameter.rpartition(".")[0] or parameter
 
 
 def _indices(batch: Batch) -> list[int]:
@@ -223,13 +217,11 @@ class _Watch(TorchDispatchMode):
 
     def __init__(self, model: nn.Module, batch: Batch):
         super().__init__()
-        self.forward = True
         self._indices = _indices(batch)
         self._origins: dict[int, _Made | str] = {}
         """By storage: views of a tensor share its origin."""
         self._rows = {key for value in batch.values() if (key := _key(value)) is not None}
         """Storages whose first dimension is the sample, as they descend from the batch."""
-        self._alive = list(batch.values())
         self._places: dict[int, _Place] = {}
         """By autograd's sequence number: where the node of a backward pass was made."""
         self._layers: list[str] = []
@@ -345,7 +337,7 @@ class _Watch(TorchDispatchMode):
             return f"{where} refuses the batch: {said}"
         place, operands = self._refused
         tensors = [one for one in operands if isinstance(one, Tensor)]
-        table, index = next((t for t in tensors if t.is_floating_point()), None), None
+        table = next((t for t in tensors if t.is_floating_point()), None)
         index = next((t for t in tensors if not t.is_floating_point() and t.dtype != torch.bool), None)
         if table is not None and index is not None and place.operator in ("nll_loss", "embedding"):
             label = place.operator == "nll_loss"
@@ -372,7 +364,7 @@ def _source() -> str:
     frame = sys._getframe(2)
     while frame is not None:
         name = frame.f_code.co_filename
-        if not any(name.startswith(ours) or ours in name for ours in _OURS):
+        if not any(ours in name for ours in _OURS):
             path = Path(name)
             short = path.relative_to(_PACKAGE).as_posix() if path.is_relative_to(_PACKAGE) else path.name
             return f"{short}:{frame.f_lineno}" if linecache.getline(name, frame.f_lineno) else short

@@ -93,6 +93,7 @@ class Trainer:
         self.last_train: dict[str, float] = {}
         self.last_eval: dict[str, Any] = {}
         self._number = 0
+        self._health: health.Measured = {}
         self._norms: deque[tuple[int, Tensor]] = deque(maxlen=50)
         self._stop: signal.Signals | None = None
         self._metrics: log.MetricLog | None = None
@@ -162,6 +163,8 @@ class Trainer:
         if not self._finite(losses, norm):
             raise monitor.NonFinite(loss_fn, batch, player, self._number)
         self._norms.append((self.step, norm))
+        if probe and self.scaler.is_enabled() and not math.isfinite(norm.item()):
+            probe = None  # the scaler skips this step: its gradients tell of the scale, not of the layers
         if probe:
             probe.before([(self._names[p], p) for p, _ in moving], norms)
         if self.recipe.clip is not None:
@@ -301,6 +304,8 @@ class Trainer:
         if self._logged:
             shares = self.world.gather(values)
             values = {name: sum(share[name] for share in shares) / len(shares) for name in values}
+            # the norm of a step that the scaler skipped is infinite, which JSON does not know
+            values = {name: value for name, value in values.items() if math.isfinite(value)}
             self.last_train = values
             epoch = self.step * recipe.batch_size / self.dataset.sizes["train"]
             rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
@@ -521,7 +526,9 @@ class Trainer:
             return
         self.restore(loaded)
         for line in log.read(self.directory / "metrics.jsonl", self._metrics_bytes):
-            self.judge(line)  # what was said before is not said again
+            measured = health.parse(line)
+            if measured is not None:
+                self.judge(measured)  # what was said before is not said again
         self.log(f"resumed from checkpoint step-{loaded.step}, every file as its sha256 says")
 
     def restore(self, loaded: checkpoint.Loaded) -> None:
@@ -590,7 +597,6 @@ class Trainer:
     _report_every = 10.0
     _health_due = False
     _logged = _showing = True
-    _health: health.Measured = {}
     _clock = 0.0
 
     @property
@@ -640,7 +646,8 @@ class Trainer:
     def _diagnose(self, error: monitor.NonFinite) -> monitor.Finding:
         """What this process finds by itself; nothing is shared meanwhile, as others may find something else earlier."""
         if self.world.shard > 1:  # layers cannot be computed without the others' shards
-            return monitor.explain_inputs(error.batch)
+            untold = "the inputs are finite; which layer is at fault is not told for sharded weights"
+            return monitor.explain_inputs(error.batch) or monitor.Finding(untold)
         with self._alone():
             context, parts = autocast(self.precision, self.device), self.recipe.accumulate
             return monitor.explain(self.model, error.loss_fn, error.batch, error.player, parts, context)

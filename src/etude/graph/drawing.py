@@ -1,5 +1,6 @@
 """From what a user names to its drawing: trace, fold, and what is unfolded."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,8 +57,10 @@ class Drawing:
         return rows + ([["scalar", f"{self.trace.loss:.6g}"]] if self.trace.loss is not None else [])
 
     def json(self) -> dict[str, Any]:
-        """What is seen, as plain values."""
+        """What is seen, as plain values. JSON knows no infinity or NaN: such a number is null."""
         nodes, edges = shown(self.root, self.opened)
+        for seen in (*nodes, *edges):
+            seen["gradient"] = _finite(seen["gradient"])
         inputs = [{"name": v.name, "shape": list(v.shape), "dtype": v.dtype} for v in self.trace.inputs]
         return {
             "what": self.title,
@@ -66,10 +69,14 @@ class Drawing:
             "parameters": self.parameters,
             "flops": self.flops,
             "backward": self.trace.backward,
-            "scalar": self.trace.loss,
+            "scalar": _finite(self.trace.loss),
             "nodes": nodes,
             "edges": edges,
         }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def draw(

@@ -55,9 +55,10 @@ class Subject:
 def subject(what: str, *, dtype: torch.dtype = torch.float32, small: bool = False) -> Subject:
     """A run directory, or the name of a system or size. In training mode, on the CPU.
 
+    A directory that only happens to be named like a system does not stand in its way; `./NAME` is always a path.
     `small` takes fewer and smaller pictures where a size's example is one of pictures alone.
     """
-    if (Path(what) / "recipe.json").is_file() or Path(what).is_dir() or "/" in what:
+    if "/" in what or any((Path(what) / name).is_file() for name in ("recipe.json", "study.json")):
         return _of_run(Run(what), dtype)
     row = catalog.system(what)
     return _of_size(what if what in row.sizes else row.sizes[0], dtype, small)
@@ -132,7 +133,8 @@ def _of_run(run: Run, dtype: torch.dtype) -> Subject:
         run.recipe.name,
         f"{min(recipe.batch_size, SAMPLES)} training samples, weights of {run.path}",
         model,
-        dict(batch),
+        # copies, which a caller may change: data sets keep tensors of theirs from batch to batch
+        {name: tensor.detach().clone() for name, tensor in batch.items()},
         lambda model, inputs: loss_fn(model, inputs)[0],
         lambda loss: loss,
         "loss",

@@ -75,9 +75,9 @@ def test_the_nearest_name_and_the_point_are_named():
         Function(expression="log(x)")
     with pytest.raises(UsageError, match="must lie below"):
         Function(low=2, high=1)
-    for size in ({"train": 10**6 + 1}, {"test": 10**12}):
+    for train, test in ((10**6 + 1, 10), (10, 10**12)):
         with pytest.raises(UsageError, match="must not be above 1,000,000"):
-            Function(**size)
+            Function(train=train, test=test)
     with pytest.raises(UsageError, match="is not a number"):
         Function().prepare(10**400)
 

@@ -150,14 +150,14 @@ def test_deformable_stages(size):
 def test_sampling_positions():
     """An undeformed unit of the last stage looks at a square around its own place, three 3x3 convolutions wide."""
     model = Config(width=4, in_channels=1, stem="cifar", deformable_from=4).build().eval()
-    found = model.sampling_positions(torch.randn(2, 1, 32, 32))
+    found = model.sampling_positions(torch.randn(2, 1, 32, 32), layers=3)
     assert found is not None and found.shape == (2, 4, 4, 729, 2)
     torch.testing.assert_close(found[0, 1, 2].mean(0), torch.tensor([8.0, 16.0]))
     assert found[0, 1, 2].aminmax(dim=0).max.tolist() == [8 + 24, 16 + 24]  # stride 8 at stage 4, 1 + 1 + 1 taps
     assert Config(width=4, in_channels=1, stem="cifar").build().sampling_positions(torch.randn(2, 1, 32, 32)) is None
     imagenet = Config(width=4, in_channels=1, dilated_from=4, bottleneck=True).build().eval()
     dilated = imagenet.sampling_positions(torch.randn(1, 1, 64, 64))
-    assert dilated is not None and dilated.shape == (1, 4, 4, 729, 2)
+    assert dilated is not None and dilated.shape == (1, 4, 4, 9, 2)
     torch.testing.assert_close(dilated[0, 1, 2].mean(0), torch.tensor([16.0, 32.0]))
 
 

@@ -102,7 +102,7 @@ def deformable() -> Study:
         model=small(in_channels=1, width=16),
         data=Images(source="fashion-mnist", mean=(0.2,), std=(0.32,), subset=20_000, distort=bent),
         task=Classify(),
-        optim=dataclasses.replace(SGD, lr=0.1),
+        optim=Optim("adamw", lr=2e-3),
         schedule=Schedule("cosine", warmup=50),
         steps=500,
         batch_size=128,

@@ -213,9 +213,10 @@ def _drawn(image: Tensor, units: list[list[float]]) -> Image.Image:
     sheet.paste(picture, (margin, margin))
     draw = ImageDraw.Draw(sheet, "RGBA")
     for positions, colour in zip(units, COLOURS):
-        for y, x in zip(positions[::2], positions[1::2]):
-            across, down = (margin + (place + 0.5) * scale for place in (x, y))
-            draw.ellipse((across - 2, down - 2, across + 2, down + 2), fill=(*colour, 90))
+        places = [[margin + (along + 0.5) * scale for along in place] for place in zip(positions[1::2], positions[::2])]
+        radius, opacity = (6, 220) if len(places) < 50 else (2, 90)
+        for x, y in places:
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(*colour, opacity))
     return sheet
 
 

@@ -226,15 +226,15 @@ class ResNet(nn.Module):
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         return self.fc(self.dropout(self.features(x).mean((2, 3))))
 
-    def sampling_positions(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h w S 2"] | None:
-        """The pixels (y, x) of the picture at which the last maps' units look through up to three 3x3 convolutions;
-        None for a network whose convolutions are neither deformable nor dilated."""
+    def sampling_positions(self, x: Float[Tensor, "B C H W"], *, layers: int = 1) -> Float[Tensor, "B h w S 2"] | None:
+        """The pixels (y, x) of the picture at which the last maps' units look through the last of the 3x3 convolutions,
+        or through several; None for a network whose convolutions are neither deformable nor dilated."""
         if self.config.deformable_from is None and self.config.dilated_from is None:
             return None
         predictors = {m.offset for m in self.modules() if isinstance(m, DeformConv2d)}
         wide = [m for m in self.modules() if isinstance(m, nn.Conv2d | DeformConv2d) and m.weight.shape[2] > 1]
         path = [m for m in wide if m not in predictors]
-        before, traced = path[:-3], path[-3:]
+        before, traced = path[:-layers], path[-layers:]
         step = math.prod(m.stride[0] for m in before) * (1 if isinstance(self.maxpool, nn.Identity) else 2)
         return step * sampling_positions(self, traced, x)
 

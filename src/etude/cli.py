@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from etude import catalog
-from etude.errors import EtudeError, Interrupted, UsageError, nearest
+from etude.errors import EtudeError, Interrupted, NumericError, UsageError, nearest
 
 if TYPE_CHECKING:
     from etude.engine.recipe import Recipe
@@ -96,6 +96,11 @@ def info(arguments: list[str]) -> int:
         study = find_study(what)
         changes = {v.label: v.said() for v in study.variants}
         _json({"study": what, "question": study.question, "variants": changes, "base": study.base.to_json()})
+        return 0
+    if (Path(what) / "study.json").is_file():
+        import etude
+
+        _json({"run": what} | etude.StudyRun(what).result)
         return 0
     if Path(what).is_dir():
         import etude
@@ -220,12 +225,13 @@ def _train_study(study: Study, options: _Options) -> int:
 
 
 def _studied(study: StudyRun, as_json: bool) -> int:
-    """What a study found, a line a variant."""
+    """What a study found, a line a variant. Variants may fail, but not all of them."""
+    code = NumericError.code if all(o["state"] == "failed" for o in study.outcomes.values()) else 0
     if int(os.environ.get("RANK", "0")):
-        return 0
+        return code
     if as_json:
         _json(study.result | {"run": str(study.path), "report": str(study.path / "report.html")})
-        return 0
+        return code
     names = list(dict.fromkeys(name for o in study.outcomes.values() for name in o.get("test", ())))
     rows = [["VARIANT", *(f"{split.upper()} {name}" for name in names for split in ("train", "test")), ""]]
     for label, outcome in study.outcomes.items():
@@ -233,7 +239,7 @@ def _studied(study: StudyRun, as_json: bool) -> int:
         rows.append([label, *figures, outcome.get("error", "")])
     _table([*rows, [""] * len(rows[0])])
     _table([["study", str(study.path)], ["report", str(study.path / "report.html")]])
-    return 0
+    return code
 
 
 def _figure(value: float | None) -> str:

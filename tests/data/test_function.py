@@ -73,6 +73,10 @@ def test_the_nearest_name_and_the_point_are_named():
     assert refused.value.hint == "did you mean sin?"
     with pytest.raises(UsageError, match="no finite value at x = -3"):
         Function(expression="log(x)")
+    with pytest.raises(UsageError, match="no finite value"):
+        Function(expression="exp(exp(x+3))*1e20", high=1.4)  # finite in float64 alone
+    with pytest.raises(UsageError, match="must not be negative"):
+        Function(noise=float("nan"))
     with pytest.raises(UsageError, match="must lie below"):
         Function(low=2, high=1)
     for train, test in ((10**6 + 1, 10), (10, 10**12)):

@@ -1,6 +1,7 @@
 """Studies: variants, a kill in the middle, a variant that fails, the page."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -60,8 +61,6 @@ def test_an_interrupted_study_goes_on_where_it_was(tmp_path, monkeypatch):
                 def stop(logs):
                     record(logs)
                     if self.step == 5:
-                        import signal
-
                         self._stop = signal.SIGTERM
 
                 self._record = stop
@@ -80,6 +79,33 @@ def test_an_interrupted_study_goes_on_where_it_was(tmp_path, monkeypatch):
     for label, run in half.runs.items():
         assert run.result["weights_sha256"] == whole.runs[label].result["weights_sha256"]
         assert (run.path / "metrics.jsonl").read_bytes() == (whole.runs[label].path / "metrics.jsonl").read_bytes()
+
+
+def test_a_signal_after_a_variants_last_step_stops_the_study(tmp_path, monkeypatch):
+    """It comes while the variant is measured: that one is finished, and the next is not begun."""
+    real = fit.Trainer
+
+    class Signalled(real):
+        def measure(self, split):
+            if self.step == self.recipe.steps:
+                signal.raise_signal(signal.SIGTERM)
+            return super().measure(split)
+
+    monkeypatch.setattr(fit, "Trainer", Signalled)
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted) as stopped:
+        study.train(rates(), run=tmp_path / "s", quiet=True, types=TYPES)
+    assert stopped.value.code == 75 and signal.getsignal(signal.SIGTERM) == handler
+    assert list(StudyRun(tmp_path / "s", types=TYPES).outcomes) == ["0.001"]
+
+
+def test_what_does_not_fit_shows_before_a_directory_exists(tmp_path):
+    base = everything()
+    variants = (variant("plain"), variant("early", patience=2))
+    wrong = Study(name="a.b", question="?", base=base, variants=variants)
+    with pytest.raises(UsageError, match="patience needs held-out samples"):
+        study.train(wrong, run=tmp_path / "s", quiet=True, types=TYPES)
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_variant_that_ends_in_nan_is_a_result(tmp_path):
@@ -106,8 +132,9 @@ def test_what_cannot_be_a_study_is_refused(tmp_path):
         Study(name="a.b", question="", base=base, variants=vary("steps", (3, 3)))
     with pytest.raises(UsageError, match="unknown field"):
         Study(name="a.b", question="", base=base, variants=vary("optim.lt", (3.0, 4.0)))
-    with pytest.raises(UsageError, match="cannot name a directory"):
-        Variant("../escape")
+    for label in ("../escape", "study.json", "report.html", ""):
+        with pytest.raises(UsageError, match="cannot name a directory"):
+            Variant(label)
     with pytest.raises(UsageError, match=r"varies optim\.lr itself"):
         rates().with_base(base.with_(**{"optim.lr": 3.0}))
     assert rates().with_base(base.with_(seed=9)).recipes()["0.1"].seed == 9

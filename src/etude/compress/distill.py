@@ -65,9 +65,10 @@ class Distill(Classify):
         """alpha of the labels' cross-entropy, 1 - alpha of the teacher's soft loss."""
         logits = model(batch["image"])
         with torch.no_grad():
-            taught = _network(self.teacher, self.teacher_sha256, logits.device)(batch["image"])
+            taught = _network(self.teacher, self.teacher_sha256, logits.device)(batch["image"].float())
         hard = self.cross_entropy(logits, batch)
-        soft = soft_loss(logits.float(), taught.float(), self.temperature)
+        exact = torch.float64 if logits.dtype == torch.float64 else torch.float32  # float64: gradcheck
+        soft = soft_loss(logits.to(exact), taught.to(exact), self.temperature)
         loss = self.alpha * hard + (1 - self.alpha) * soft
         return loss, {"loss": loss, "hard_loss": hard, "soft_loss": soft, "accuracy": self.accuracy(logits, batch)}
 

@@ -65,8 +65,9 @@ def evaluate(expression: str, x: Array) -> Array:
         if isinstance(error, UsageError):
             raise
         raise UsageError(f"{expression!r} is not arithmetic", hint=HINT) from None
-    if not np.isfinite(values).all():
-        where = x[~np.isfinite(values)][0]
+    finite = np.abs(values) <= np.finfo(np.float32).max  # NaN is not; a network computes in float32
+    if not finite.all():
+        where = x[~finite][0]
         raise UsageError(f"{expression!r} has no finite value at x = {where:.4g}", hint="--data.low and --data.high")
     return values
 
@@ -112,7 +113,7 @@ class Function(Data):
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
             raise UsageError(f"data.low {self.low} must lie below data.high {self.high}")
-        if self.noise < 0 or self.train < 1 or self.test < 2:
+        if not 0 <= self.noise < math.inf or self.train < 1 or self.test < 2:
             raise UsageError(
                 f"data.noise {self.noise} must not be negative, data.train {self.train} and data.test {self.test} not "
                 "below 1 and 2"

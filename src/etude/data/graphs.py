@@ -319,7 +319,8 @@ def checked(
     classes: tuple[str, ...],
     splits: dict[str, NDArray[np.int64]],
 ) -> GraphArrays:
-    """The graph, its features' rows made to sum to one; UsageError names the first node or edge that is amiss."""
+    """The graph, the rows of features that are counts (none negative) made to sum to one. UsageError names the first
+    node or edge that is amiss."""
     size = len(x)
     if len(names) != size or len(classes) <= label.max(initial=-1):
         raise UsageError(
@@ -344,9 +345,14 @@ def checked(
             raise UsageError(f"{where}: the split {split} is wrong: {said}")
         if (label[nodes] < 0).any():
             raise UsageError(f"{where}: node {names[nodes[label[nodes] < 0][0]]} of the split {split} has no label")
+    if "test" in splits and (twice := np.intersect1d(splits["train"], splits["test"])).size:
+        raise UsageError(f"{where}: node {names[twice[0]]} is in the splits train and test")
+    if np.abs(x).max(initial=0) > np.finfo(np.float32).max:
+        raise UsageError(f"{where}: a feature is {np.abs(x).max():.3g}, too large for float32")
     x = x.astype(np.float32)
-    sums = x.sum(1, keepdims=True)
-    x = np.divide(x, sums, out=x, where=sums > 0)
+    if (x >= 0).all():  # counts of words, as in the papers; other numbers are taken as they are
+        sums = x.sum(1, keepdims=True)
+        x = np.divide(x, sums, out=x, where=sums > 0)
     tensors = {split: torch.from_numpy(nodes) for split, nodes in splits.items()}
     return GraphArrays(torch.from_numpy(x), torch.from_numpy(edges), torch.from_numpy(label), names, classes, tensors)
 

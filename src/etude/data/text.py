@@ -91,7 +91,7 @@ class Text(Data):
                 f"data.length {self.length} must be positive, and data.context {self.context} and data.limit "
                 f"{self.limit} must not be negative"
             )
-        if self.validation < 0 or self.test <= 0 or self.validation + self.test >= 1:
+        if not (self.validation >= 0 and self.test > 0 and self.validation + self.test < 1):
             raise UsageError(
                 f"data.validation {self.validation} and data.test {self.test} must be shares of the text that leave "
                 "some for training",

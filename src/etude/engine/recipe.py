@@ -82,7 +82,7 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}; it must be at least 1, or None for the default")
-        if self.clip is not None and self.clip <= 0:
+        if self.clip is not None and not self.clip > 0:
             raise UsageError(f"clip is {self.clip}; the largest gradient norm must be positive", hint="--clip 1.0")
         if self.ema is not None and not 0 < self.ema < 1:
             raise UsageError(f"ema is {self.ema}; the decay must lie between 0 and 1", hint="--ema 0.999")

@@ -10,7 +10,9 @@ study goes on (`etude resume`) where it was: finished variants stay, the one it 
 import contextlib
 import json
 import re
-from collections.abc import Iterable
+import signal
+import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from etude.engine.log import Log
 from etude.engine.parallel import join
 from etude.engine.recipe import Recipe
 from etude.engine.run import Run
+from etude.engine.trainer import Trainer
 from etude.errors import Interrupted, MissingError, NumericError, RefusedError, UsageError
 
 FILE = "study.json"
@@ -29,7 +32,7 @@ FILE = "study.json"
 
 def names_directory(label: str) -> bool:
     """Whether a label can name a directory in the study's own, and none elsewhere."""
-    return bool(re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,39}", label))
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,39}", label)) and label not in (FILE, "report.html")
 
 
 @dataclass(frozen=True)
@@ -165,11 +168,20 @@ class StudyRun:
         self, *, device: str = "auto", workers: int | None = None, quiet: bool = False, data_path: str | None = None
     ) -> "StudyRun":
         """Train what has not ended yet, in turn. `data_path`: where the data lies now, if it moved."""
+        with _listening() as heard:
+            return self._train(heard, device, workers, quiet, data_path)
+
+    def _train(
+        self, heard: list[int], device: str, workers: int | None, quiet: bool, data_path: str | None
+    ) -> "StudyRun":
         world = join(device)
         log = Log(quiet=quiet or world.rank > 0)
         for number, (label, recipe) in enumerate(self.recipes.items(), 1):
             if label in self.outcomes:
                 continue
+            if signalled := world.largest(heard[0] if heard else 0):
+                code = 130 if signalled == signal.SIGINT else 75
+                raise Interrupted("stopped between two variants", hint=f"etude resume {self.path}", code=code)
             log(f"study {self.name}: {label}, {number} of {len(self.recipes)}")
             place = self.path / label
             try:
@@ -203,6 +215,22 @@ class StudyRun:
             self.report()
 
 
+@contextlib.contextmanager
+def _listening() -> Iterator[list[int]]:
+    """Within, Ctrl-C and SIGTERM are noted in the list instead of ending the process; a trainer has its own ears."""
+    heard: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield heard
+        return
+    wanted = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, _: heard.append(number)) for number in wanted}
+    try:
+        yield heard
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _is_outcome(value: Any) -> bool:
     return isinstance(value, dict) and value.get("state") in ("done", "failed")
 
@@ -219,9 +247,9 @@ def train(
     """Train all variants into `run` (default runs/<study>/<n>), which must not hold anything yet."""
     fit.check_free(run)
     recipes = study.recipes()
-    for recipe in recipes.values():
-        recipe.data.open()  # data that is missing shows before a directory exists
     world = join(device)
+    for recipe in recipes.values():  # what does not fit shows before a directory exists
+        Trainer(recipe, None, world=world, workers=workers, quiet=True)
     directory = (Path(run) if run is not None else runs.new_directory(study.name)) if world.rank == 0 else None
     directory = world.gather(directory)[0]
     assert directory

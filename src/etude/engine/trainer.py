@@ -96,6 +96,7 @@ class Trainer:
         self._health: health.Measured = {}
         self._norms: deque[tuple[int, Tensor]] = deque(maxlen=50)
         self._stop: signal.Signals | None = None
+        self._finished = False
         self._metrics: log.MetricLog | None = None
         self._board = None
 
@@ -358,8 +359,11 @@ class Trainer:
         split = "validation" if held_out else "test"
         measured = self.measure(split)
         values = numbers(measured)
-        self._write({"step": self.step, "eval": values, "split": split})
         score = values[task.measure]
+        if amiss := [name for name, value in values.items() if not math.isfinite(value)]:
+            found = f"measured after step {self.step}, the {amiss[0]} is {values[amiss[0]]}"
+            raise NumericError(found, hint="lower --optim.lr or set --clip 1.0")
+        self._write({"step": self.step, "eval": values, "split": split})
         said = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self.log(f"step {self.step}  {split}  {said}")
         sign = 1 if task.higher_is_better else -1
@@ -441,6 +445,7 @@ class Trainer:
         )
         self.log(f"done: test {said} after {self.step} steps in {duration(self.seconds)}")
         self.world.gather(None)  # nobody goes on before everything is written
+        self._finished = True
         return result
 
     def _take_best(self) -> None:
@@ -588,6 +593,10 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            # one that came when the loop had ended already is told to who asked before us, such as a study
+            heard = before.get(self._stop) if self._stop else None
+            if self._stop and self._finished and callable(heard) and heard is not signal.default_int_handler:
+                heard(self._stop, None)
 
     # ---------------------------------------------------------------- files and words
 

@@ -61,6 +61,8 @@ def subject(what: str, *, dtype: torch.dtype = torch.float32, small: bool = Fals
     if "/" in what or any((Path(what) / name).is_file() for name in ("recipe.json", "study.json")):
         return _of_run(Run(what), dtype)
     row = catalog.system(what)
+    if not row.sizes:
+        raise UsageError(f"{what} is a block, not a model", hint="etude graph resnet18, or a run that uses it")
     return _of_size(what if what in row.sizes else row.sizes[0], dtype, small)
 
 

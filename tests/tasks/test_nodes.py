@@ -95,6 +95,9 @@ def test_figures_show_the_embedding_and_the_matrix():
 
 
 def test_a_model_that_does_not_fit_is_refused():
+    with pytest.raises(UsageError, match="1 steps, the model 2 layers") as caught:
+        ClassifyNodes().check(catalog.model("gcn", in_features=34, num_classes=2), Graph(fanout=(10,)).open())
+    assert caught.value.hint == "--data.fanout 10 10"
     dataset = Graph().open()
     for settings, message, hint in (
         ({"in_features": 33, "num_classes": 2}, "does not take nodes of 34 features", "--model.in-features 34"),

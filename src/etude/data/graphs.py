@@ -119,6 +119,7 @@ class GraphDataset(Dataset):
         self.data, self.graph = data, read(data.source, data.path)
         self.sizes = {split: len(nodes) for split, nodes in self.graph.splits.items()}
         self.facts = {"source": data.source, "classes": list(self.graph.classes), "sizes": self.sizes}
+        self.facts["fanout"] = list(data.fanout)
         self._here: dict[torch.device, Batch] = {}
         if data.fanout:
             self._sampler = Sampler(self.graph.edges.numpy(), len(self.graph.x))

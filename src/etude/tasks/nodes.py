@@ -56,6 +56,12 @@ class ClassifyNodes(Task):
             raise UsageError(
                 f"the model has {outputs} outputs, the data {classes} classes", hint=f"--model.num-classes {classes}"
             )
+        fanout, layers = dataset.facts.get("fanout", ()), len(_layers(model))
+        if fanout and len(fanout) != layers:
+            raise UsageError(
+                f"data.fanout has {len(fanout)} steps, the model {layers} layers, each of which looks a step further",
+                hint="--data.fanout " + " ".join(["10"] * layers),
+            )
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, LossLogs]:
         """Mean cross-entropy over the batch's nodes, and the first layer's decay."""

@@ -183,7 +183,7 @@ def _word_after(flag: str, arguments: list[str]) -> str:
 def _find_lr(recipe: Recipe, options: _Options) -> int:
     from etude.engine import lr_finder
 
-    found = lr_finder.find_lr(recipe, device=options.device, workers=options.workers)
+    found = lr_finder.find_lr(recipe, device=options.device, workers=options.workers, quiet=options.quiet)
     if int(os.environ.get("RANK", "0")):
         return 0
     path = lr_finder.write(found, Path(options.run) if options.run else Path("runs") / recipe.name)
@@ -191,16 +191,15 @@ def _find_lr(recipe: Recipe, options: _Options) -> int:
         _json(asdict(found) | {"page": str(path)})
         return 0
     broke = f"{found.rates[-1]:.2g}" if found.broke else f"not up to {found.rates[-1]:.2g}"
-    command = f"etude train {recipe.name} {found.flag} {found.suggestion:g}" if found.flag else "rates of one player"
-    _table(
-        [
-            ["suggested", f"{found.suggestion:g}", "where the loss falls fastest"],
-            ["at most", f"{found.largest:g}", "where it is lowest: with warm-up and a falling schedule"],
-            ["loss breaks", broke, ""],
-            ["curve", str(path), ""],
-            ["next", command, ""],
-        ]
-    )
+    rows = [
+        ["suggested", f"{found.suggestion:g}", "where the loss falls fastest"],
+        ["at most", f"{found.largest:g}", "where it is lowest: with warm-up and a falling schedule"],
+        ["loss breaks", broke, ""],
+        ["curve", str(path), ""],
+    ]
+    if found.flag:
+        rows.append(["next", f"etude train {recipe.name} {found.flag} {found.suggestion:g}", ""])
+    _table(rows)
     return 0
 
 

@@ -99,6 +99,19 @@ def test_a_signal_after_a_variants_last_step_stops_the_study(tmp_path, monkeypat
     assert list(StudyRun(tmp_path / "s", types=TYPES).outcomes) == ["0.001"]
 
 
+def test_the_second_signal_is_not_held_back():
+    calls = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: calls.append(number))
+    try:
+        with study._listening() as heard:
+            signal.raise_signal(signal.SIGTERM)
+            assert heard == [signal.SIGTERM] and not calls
+            signal.raise_signal(signal.SIGTERM)
+        assert calls == [signal.SIGTERM] and len(heard) == 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_what_does_not_fit_shows_before_a_directory_exists(tmp_path):
     base = everything()
     variants = (variant("plain"), variant("early", patience=2))

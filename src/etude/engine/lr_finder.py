@@ -4,6 +4,7 @@ The rate grows exponentially from step to step, and the loss tells where learnin
 it breaks. Nothing of it is kept but the curve: `etude train RECIPE --find-lr`.
 """
 
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -61,19 +62,23 @@ def find_lr(
     steps: int = 100,
     device: str = "auto",
     workers: int | None = None,
+    quiet: bool = False,
 ) -> Found:
     """Take up to `steps` steps of the recipe at rates from `low` to `high`. UsageError where nothing can be told."""
     if not 0 < low < high or steps < 20:
         raise UsageError(f"a sweep needs 0 < low < high and at least 20 steps, not {low}, {high} and {steps}")
     reference = next(iter(by_player(recipe.optim).values())).lr
     sweep = Sweep("constant", low=low / reference, high=high / reference)
-    trainer = Trainer(replace(recipe, schedule=sweep, steps=steps, ema=None), None, device=device, workers=workers)
+    swept = replace(recipe, schedule=sweep, steps=steps, ema=None)
+    trainer = Trainer(swept, None, device=device, workers=workers, quiet=quiet)
     trainer.model.train()
     losses: list[float] = []
     smoothed: list[float] = []
     mean = 0.0
     broke = False
     batches = prefetch(trainer.make_batch, 0, steps, workers=trainer.workers)
+    begun = time.monotonic()
+    trainer.log.begin(0, steps)
     for batch in batches:
         try:
             logs = trainer.take_step(arrive(batch, trainer.dataset, recipe, trainer.device))
@@ -84,12 +89,16 @@ def find_lr(
         trainer.step += 1
         mean = 0.9 * mean + 0.1 * loss
         losses.append(loss)
+        pace = (time.monotonic() - begun) / len(losses)
+        left = pace * (steps - len(losses))
+        trainer.log.progress(len(losses), steps, {"loss": loss}, recipe.batch_size / max(pace, 1e-9), left)
         smoothed.append(mean / (1 - 0.9 ** len(losses)))
         best = min(smoothed)
         if len(losses) > 10 and smoothed[-1] > best + (BROKEN - 1) * abs(best):
             broke = True
             break
     batches.close()
+    trainer.log.close()
     rates = [low * (high / low) ** (i / (steps - 1)) for i in range(len(losses))]
     suggestion, largest = suggest(rates, smoothed)
     flag = "--optim.lr" if len(by_player(recipe.optim)) == 1 else ""
@@ -116,7 +125,7 @@ def _rounded(rate: float) -> float:
 
 
 def write(found: Found, folder: Path) -> Path:
-    """The curve as a page, lr-finder-N.html in `folder` with the first free N; the figures stand in it as JSON too."""
+    """The curve as a page, lr-finder-N.html in `folder` with the first free N. Returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     content = page.render(asdict(found))
     number = 1

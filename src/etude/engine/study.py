@@ -217,13 +217,21 @@ class StudyRun:
 
 @contextlib.contextmanager
 def _listening() -> Iterator[list[int]]:
-    """Within, Ctrl-C and SIGTERM are noted in the list instead of ending the process; a trainer has its own ears."""
+    """Within, the first Ctrl-C or SIGTERM is noted in the list, the second acts as if we were not here; a trainer has
+    its own ears."""
     heard: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield heard
         return
-    wanted = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda number, _: heard.append(number)) for number in wanted}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, _frame: Any) -> None:
+        heard.append(number)
+        for known, handler in before.items():
+            signal.signal(known, handler)
+
+    for number in before:
+        signal.signal(number, note)
     try:
         yield heard
     finally:

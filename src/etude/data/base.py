@@ -43,6 +43,9 @@ class Dataset(ABC):
     """Samples a split: "train", "test" and, where some are held out for choosing, "validation"."""
     facts: dict[str, Any]
     """What a result needs to be read, JSON-able: {"classes": [...], ...}. Kept in the run directory."""
+    files: dict[str, str] = {}
+    """Longer texts that a result needs, by file name, such as a tokenizer's: kept beside the facts, and given with them
+    as facts["files"]."""
     in_memory: bool = True
     """False where a batch means reading and decoding files, so that workers pay."""
     divisible: bool = True
@@ -66,6 +69,10 @@ class Dataset(ABC):
         start, count = order.rank_slice(step, batch_size, rank, world)
         epochs, indices = order.take(seed, self.sizes["train"], start, count)
         return self.fetch("train", indices, epochs=epochs, seed=seed)
+
+    def epochs(self, step: int, batch_size: int) -> float:
+        """How many epochs the batches before `step` make up."""
+        return step * batch_size / self.sizes["train"]
 
     def spans(self, split: str, *, batch_size: int, rank: int = 0, world: int = 1) -> list[Sequence[int]]:
         """Which samples each evaluation batch holds: every sample of the split once, shared over ranks, no padding."""

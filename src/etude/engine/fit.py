@@ -31,8 +31,8 @@ def train(
     assert directory
     directory.mkdir(parents=True, exist_ok=True)
     if world.rank == 0:
-        facts, params = trainer.dataset.facts, trainer.params
-        runs.begin(directory, recipe, device=world.device, precision=trainer.precision, facts=facts, params=params)
+        dataset, params = trainer.dataset, trainer.params
+        runs.begin(directory, recipe, device=world.device, precision=trainer.precision, dataset=dataset, params=params)
     trainer.fit()
     return Run(directory, types=types)
 

@@ -13,18 +13,68 @@ import types
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
+from etude.data import fetch
 from etude.data.base import Data
 from etude.engine.optim import Optim, Schedule, by_player
-from etude.errors import RefusedError, UsageError
+from etude.errors import MissingError, RefusedError, UsageError, nearest
 from etude.tasks.base import Task
+from etude.weights import load_weights
 
 PARTS = ("basics", "vision", "language", "speech", "protein", "generative", "frontier", "data", "tasks", "engine",
          "compress", "trust", "recipes")  # fmt: skip
 """The packages whose dataclasses a recipe may be made of."""
+WEIGHT_FILES = ("weights.safetensors", "model.safetensors", "pytorch_model.bin")
+"""What the weights in a folder are called."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """The weights that training begins with, where these are not fresh ones. They are read when training starts, and
+    never again: a run holds all that it needs."""
+
+    weights: str = ""
+    """A weight file; a folder that holds one, such as a run's; or the name of a set of weights that `etude data get`
+    gets. Empty: fresh weights."""
+    layout: str = "etude"
+    """The naming scheme that they come in, as `etude.load_weights` takes it."""
+    part: str = ""
+    """The child module that they fill, all of it; what is beside it stays fresh. Empty: the whole model."""
+
+    def fill(self, model: nn.Module) -> str:
+        """Fill the model, and say so in a line. Errors as of `load_weights`, and MissingError."""
+        try:
+            filled = model.get_submodule(self.part)
+        except AttributeError:
+            names = [name for name, _ in model.named_children()]
+            raise UsageError(
+                f"the model has no part {self.part!r} for start.weights", hint=nearest(self.part, names) or str(names)
+            ) from None
+        path = self.path()
+        load_weights(filled, path, source=self.layout)
+        return f"{self.part or 'all weights'} from {path}"
+
+    def path(self) -> Path:
+        """The weight file."""
+        path = Path(self.weights).expanduser()
+        if not path.exists():
+            if self.weights not in fetch.REMOTES:
+                raise MissingError(
+                    f"start.weights: there is neither a file {self.weights} nor a set of this name",
+                    hint="etude data list",
+                )
+            path = fetch.path(self.weights)
+        if path.is_dir():
+            found = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
+            if not found:
+                raise MissingError(f"start.weights: {path} holds no {' or '.join(WEIGHT_FILES)}")
+            path = found[0]
+        return path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +87,7 @@ class Recipe:
     """A frozen dataclass with `build() -> nn.Module`; several players are child modules of what it builds."""
     data: Data
     task: Task
+    start: Start = field(default_factory=Start)
     optim: Any = field(default_factory=Optim)
     """An Optim, or a frozen dataclass with one Optim a player."""
     schedule: Schedule = field(default_factory=Schedule)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from etude import report
+from etude.data.base import Dataset
 from etude.engine import checkpoint
 from etude.engine.evaluate import measure, numbers
 from etude.engine.parallel import World
@@ -42,9 +43,7 @@ def new_directory(name: str, root: Path = Path("runs")) -> Path:
             number += 1
 
 
-def begin(
-    directory: Path, recipe: Recipe, *, device: torch.device, precision: Resolved, facts: dict[str, Any], params: int
-):
+def begin(directory: Path, recipe: Recipe, *, device: torch.device, precision: Resolved, dataset: Dataset, params: int):
     """Write recipe.json and env.json: what is trained, on what, and how it was asked for."""
     document = {"recipe": recipe.name, "etude": version(), "config": recipe.to_json()}
     environment = {
@@ -59,8 +58,11 @@ def begin(
         "command": command(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "params": params,
-        "data": facts,
+        "data": dataset.facts,
+        "files": sorted(dataset.files),
     }
+    for name, content in dataset.files.items():
+        checkpoint.write_atomic(directory / name, content.encode())
     checkpoint.write_atomic(directory / "env.json", json.dumps(environment, indent=1).encode())
     checkpoint.write_atomic(directory / "recipe.json", json.dumps(document, indent=1).encode())
 
@@ -134,11 +136,16 @@ class Run:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a result needs to be read: the data set's classes and sizes."""
-        facts = self.env.get("data")
-        if not isinstance(facts, dict):
+        """What a result needs to be read: the data set's classes and sizes, and under "files" its longer texts."""
+        facts, names = self.env.get("data"), self.env.get("files", [])
+        if not isinstance(facts, dict) or not isinstance(names, list) or any(Path(str(n)).name != n for n in names):
             raise RefusedError(f"{self.path / 'env.json'} is damaged: it does not say what the data was")
-        return facts
+        try:
+            return facts | {"files": {name: (self.path / name).read_text(encoding="utf-8") for name in names}}
+        except FileNotFoundError as error:
+            raise MissingError(f"{error.filename} is missing", hint="restore the file from a copy") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise RefusedError(f"{self.path}: {error}", hint="restore the file from a copy") from None
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

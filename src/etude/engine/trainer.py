@@ -114,6 +114,10 @@ class Trainer:
             model: nn.Module = recipe.model.build()
         except (RuntimeError, TypeError, ValueError) as error:
             raise UsageError(f"the model of {recipe.name} cannot be built: {error}") from error
+        # a run that goes on has its own weights by now, and the file it began with may be gone
+        self._started = not (self.directory and checkpoint.steps(self.directory / "checkpoints"))
+        if recipe.start.weights and self._started:
+            self._began = recipe.start.fill(model)
         recipe.task.check(model, self.dataset)
         model.to(self.device, memory_format=recipe.memory_format)  # pyright: ignore[reportCallIssue] - not in the stubs
         self.model = distribute(model, self.world)
@@ -308,7 +312,7 @@ class Trainer:
             # the norm of a step that the scaler skipped is infinite, which JSON does not know
             values = {name: value for name, value in values.items() if math.isfinite(value)}
             self.last_train = values
-            epoch = self.step * recipe.batch_size / self.dataset.sizes["train"]
+            epoch = self.dataset.epochs(self.step, recipe.batch_size)
             rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
             lr = {"lr": rates["model"]} if len(rates) == 1 else {f"{name}/lr": rate for name, rate in rates.items()}
             self._write({"step": self.step, "epoch": round(epoch, 4), **values, **lr})
@@ -528,6 +532,8 @@ class Trainer:
         loaded = checkpoint.load_newest(folder, self.log)
         if loaded is None:
             self.log("no checkpoint to resume from: starting from step 0")
+            if self.recipe.start.weights and not self._started:
+                self._began = self.recipe.start.fill(self.model)
             return
         self.restore(loaded)
         for line in log.read(self.directory / "metrics.jsonl", self._metrics_bytes):
@@ -600,6 +606,7 @@ class Trainer:
 
     # ---------------------------------------------------------------- files and words
 
+    _began = ""
     _metrics_bytes = 0
     _speed = 0.0
     _reported = 0.0
@@ -626,13 +633,15 @@ class Trainer:
     def _introduce(self) -> None:
         recipe, sizes = self.recipe, self.dataset.sizes
         held = ", ".join(f"{count:,} {split}" for split, count in sizes.items())
-        epochs = recipe.steps * recipe.batch_size / sizes["train"]
+        epochs = self.dataset.epochs(recipe.steps, recipe.batch_size)
         processes = f" x {self.world.size} processes" if self.world.size > 1 else ""
         self.log(f"etude {version()} · {recipe.name} · {self.params:,} parameters")
         self.log(f"device {self.device}{processes} ({torch.get_num_threads()} threads) · precision {self.precision}")
         self.log(f"data {self.dataset.facts.get('source', '')}: {held}")
         length = f"{recipe.steps:,} steps of {recipe.batch_size} ({epochs:.1f} epochs)"
         self.log(f"{length} from step {self.step} · seed {recipe.seed}")
+        if self._began and self.step == 0:
+            self.log(f"begins with {self._began}")
         if self.directory:
             self.log(f"run directory {self.directory}")
 
@@ -675,7 +684,11 @@ class Trainer:
         """What the steps before a failure tell: weights or gradients that grew."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed)
-            start: dict[str, Tensor] = self.recipe.model.build().state_dict()
+            model: nn.Module = self.recipe.model.build()
+            if self.recipe.start.weights:
+                with contextlib.suppress(EtudeError):  # gone since: growth is judged from fresh weights then
+                    self.recipe.start.fill(model)
+            start: dict[str, Tensor] = model.state_dict()
         grown = health.growth(weights, {name: start[name] for name in self.parameters})
         norms = [(step, norm.item()) for step, norm in self._norms]
         return health.trend(norms, grown, self.judge.last, clipped=self.recipe.clip is not None)

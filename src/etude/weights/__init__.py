@@ -73,11 +73,14 @@ def load_weights(
     """Fill `model` with published weights, all of it and with all of them; returns the model.
 
     `source` names the layout, the naming scheme that the weights come in: "etude" for the model's own names, or a key
-    of the `RENAME` table in the model's module, such as "torchvision". Values are converted to the model's types.
+    of the `RENAME` table in the model's module, such as "torchvision". Where names are not all that differs, the
+    module's `CONVERT` table has a function for the layout, from tensors by their names to tensors by their names, in
+    our shapes, which comes first. Values are converted to the model's types.
     RefusedError (a ValueError) lists what differs, in shape or because one side lacks it; the model is then unchanged.
     Only BatchNorm's counters `num_batches_tracked` may be absent, which torch before 0.4.1 did not save.
     """
-    layouts = {"etude": ()} | getattr(sys.modules[type(model).__module__], "RENAME", {})
+    module = sys.modules[type(model).__module__]
+    layouts = {"etude": ()} | getattr(module, "RENAME", {})
     if source not in layouts:
         raise UsageError(f"{type(model).__name__} has no layout {source!r}", hint=f"one of {', '.join(layouts)}")
     if isinstance(path_or_state_dict, str | Path):
@@ -85,6 +88,8 @@ def load_weights(
     else:
         where, theirs = "the state dict", state_dict(path_or_state_dict)
     ours = model.state_dict()
+    if source in (converters := getattr(module, "CONVERT", {})):
+        theirs = converters[source](theirs)
     theirs = rename(theirs, layouts[source])
 
     problems = {

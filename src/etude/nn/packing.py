@@ -64,7 +64,7 @@ class Packing:
 
 @dataclass(frozen=True)
 class _Group:
-    """Sequences that attend together: rows of queries (b, t) and keys (b, s), as slices where they follow each other."""
+    """Sequences that attend together: their rows of queries (b, t) and keys (b, s), as slices where possible."""
 
     queries: Tensor | slice
     keys: Tensor | slice

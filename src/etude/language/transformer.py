@@ -14,7 +14,7 @@ D width, H heads, F feed-forward width, V vocabulary, L layers.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,9 @@ from torch import Tensor, nn
 
 from etude.nn.activations import ACTIVATIONS, Activation
 from etude.nn.packing import PackedAttention, Packing
+
+if TYPE_CHECKING:
+    from etude.language.beam import Hypothesis
 
 Norm = Literal["post", "pre", "dlcl", "deepnorm"]
 Positions = Literal["paper", "marian", "tensor2tensor", "fairseq"]
@@ -226,10 +229,14 @@ class Stack(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, x: Tensor, *context: Tensor | PackedAttention) -> Tensor:
+    def through(self, x: Tensor, call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
+        """With `call(layer, x)` in place of `layer(x, *context)`."""
         for layer in self.layers:
-            x = layer(x, *context)
+            x = call(layer, x)
         return x
+
+    def forward(self, x: Tensor, *context: Tensor | PackedAttention) -> Tensor:
+        return self.through(x, lambda layer, y: layer(y, *context))
 
 
 class NormedStack(Stack):
@@ -239,8 +246,8 @@ class NormedStack(Stack):
         super().__init__(config, layers)
         self.norm = nn.LayerNorm(config.width)
 
-    def forward(self, x: Tensor, *context: Tensor | PackedAttention) -> Tensor:
-        return self.norm(super().forward(x, *context))
+    def through(self, x: Tensor, call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
+        return self.norm(super().through(x, call))
 
 
 class LinearCombinationStack(Stack):
@@ -259,10 +266,10 @@ class LinearCombinationStack(Stack):
         weights = self.mix[len(normed) - 1].unbind()
         return torch.stack([weight * y for weight, y in zip(weights, normed)]).sum(0)
 
-    def forward(self, x: Tensor, *context: Tensor | PackedAttention) -> Tensor:
+    def through(self, x: Tensor, call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
         normed = [self.norms[0](x)]
         for norm, layer in zip(list(self.norms)[1:], self.layers):
-            normed.append(norm(layer(self.combine(normed), *context)))
+            normed.append(norm(call(layer, self.combine(normed))))
         return self.combine(normed)
 
 
@@ -312,7 +319,7 @@ class Transformer(nn.Module):
                     if name.endswith((".value", ".out", ".inner", ".outer")) and isinstance(module, nn.Linear):
                         nn.init.xavier_uniform_(module.weight, gain=beta)
 
-    def embed(self, ids: Int[Tensor, "N"], places: Int[Tensor, "N"]) -> Float[Tensor, "N D"]:
+    def embed(self, ids: Int[Tensor, "N"], places: Int[Tensor, "#N"]) -> Float[Tensor, "N D"]:
         """Embeddings times sqrt(D), plus positions (sections 3.4, 3.5)."""
         config = self.config
         first = config.padding + 1 if config.positions == "fairseq" else 0
@@ -368,6 +375,45 @@ class Transformer(nn.Module):
         """Logits after each target token; 0 where there is none. Masks as for `packed`."""
         logits, packing = self.packed(src, tgt, src_mask, tgt_mask)
         return packing.unpack(logits, longest=tgt.shape[1])
+
+    def generate(
+        self,
+        src: Int[Tensor, "B S"],
+        src_mask: Bool[Tensor, "B S"] | None = None,
+        *,
+        beam: int = 4,
+        length_penalty: float = 0.6,
+        penalty: Literal["length", "gnmt"] = "length",
+        max_length: int | None = None,
+        early_stopping: bool = False,
+    ) -> "list[list[Hypothesis]]":
+        """Translations of each sentence, best first, at most `beam` (1: greedy), by the rules of language/beam.py.
+
+        `length_penalty`: alpha, the exponent by which longer ones are preferred; `penalty`: of what, "length" or "gnmt".
+        `max_length`: tokens of a translation with its end; by default each source's and 50 more. `early_stopping`: a
+        sentence is done when `beam` translations have ended, though others could still come to score higher. ValueError
+        for values that cannot be.
+        """
+        from etude.language import beam as search  # it imports this file
+
+        if beam < 1 or (max_length is not None and max_length < 1):
+            raise ValueError(f"beam is {beam} and max_length {max_length}; both must be at least 1")
+        if penalty not in search.PENALTIES:
+            raise ValueError(f"penalty {penalty!r} is not one of {', '.join(search.PENALTIES)}")
+        if src.numel() == 0:
+            raise ValueError(f"src has shape {tuple(src.shape)}; it must hold a token a sentence")
+        if not 0 <= int(src.min()) <= int(src.max()) < self.config.vocab_size:
+            raise ValueError(f"src holds ids outside of 0 ... {self.config.vocab_size - 1}, the vocabulary")
+        return search.beam_search(
+            self,
+            src,
+            src_mask,
+            beam=beam,
+            length_penalty=length_penalty,
+            penalty=penalty,
+            max_length=max_length,
+            early_stopping=early_stopping,
+        )
 
     @torch.no_grad()
     def attention(self, src: Int[Tensor, "S"], tgt: Int[Tensor, "T"]) -> Float[Tensor, "L H T S"]:

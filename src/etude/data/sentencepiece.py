@@ -2,8 +2,8 @@
 
 A .spm file is a protocol buffer: pieces with scores, how the text is normalised, and which algorithm cuts it (Kudo and
 Richardson, 2018, arXiv 1808.06226): the likeliest sequence of pieces (unigram, Kudo, 2018, arXiv 1804.10959) or merges
-in the order of their scores (BPE). The bytes are read here, field by field, and nothing in them is run. The `tokenizers`
-library cuts: equal to `sentencepiece` 0.2.3 on models trained by it.
+in the order of their scores (BPE). The bytes are read here, field by field; nothing in them is run. `tokenizers` does
+the cutting: equal to `sentencepiece` 0.2.3 on models trained by it.
 """
 
 import json

@@ -1,5 +1,6 @@
 """Against the sentencepiece library, on models that it trains here."""
 
+import contextlib
 import struct
 from pathlib import Path
 
@@ -129,6 +130,18 @@ def test_cut_files_are_refused(trained, tmp_path):
         (tmp_path / "cut.spm").write_bytes(whole[:cut])
         with pytest.raises(RefusedError):
             sentencepiece.read(tmp_path / "cut.spm")
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(st.tuples(st.integers(0, 1999), st.integers(0, 255)), min_size=1, max_size=8), st.booleans())
+def test_changed_bytes_do_no_worse_than_being_refused(trained, changes, late):
+    """Within the pieces, and within the table of replacements."""
+    theirs, _ = trained
+    content = bytearray(theirs.serialized_model_proto())
+    for place, byte in changes:
+        content[place - 2500 if late else place] = byte
+    with contextlib.suppress(RefusedError):
+        sentencepiece.parse(bytes(content)).normalise("naïve e\u0301 ﬁne")
 
 
 def test_a_missing_file(tmp_path):

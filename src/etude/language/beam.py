@@ -1,247 +1,192 @@
-"""Beam search with the Transformer's decoder, token by token: greedy where the beam is one.
+"""Beam search for the Transformer: the likeliest translations, several at a time (Wu et al., 2016, arXiv 1609.08144).
 
-In each step every hypothesis is continued by every token; of a sentence's 2K best continuations those among the first K
-that end are kept as found, and the K best of the others go on. A found hypothesis scores log P / length^alpha
-("length": fairseq, transformers, CTranslate2) or log P / ((5 + length) / 6)^alpha ("gnmt": Wu et al., 2016, arXiv
-1609.08144, equation 14), with its end counted. A sentence is done when K are found and the best that goes on, scored at
-its length so far, is not above the worst of them; or, with `early_stopping`, when K are found. At `max_length` the K
-best are taken as they stand. These are the rules of transformers 5.23, whose ids are found alike.
+Reference: transformers 5.23 `MarianMTModel.generate` with its default early_stopping=False: the same tokens. Of each
+sentence the `beam` likeliest unfinished translations are continued by one token. Of the 2 `beam` likeliest of these,
+those among the first `beam` that end are finished, and the likeliest that do not end go on. A sentence is done when it
+has `beam` finished translations and the best unfinished one, at its present length, scores no better than the worst of
+them; or at its greatest length, where only the end may follow. Done sentences leave the batch.
 
-What was computed for earlier tokens is kept, and never moved when hypotheses change places: all K of a sentence write
-their keys and values into slots of one cache, and each remembers which slots its own past is in. Attention then goes
-over a sentence's slots at once, with a mask. The source's keys and values are there once a sentence, too.
+What was computed is kept: keys and values of the decoder's self-attention are reordered as translations fork, those of
+the source are computed once a sentence and shared by its translations.
 
-Shapes: B sentences, n of them not done, K hypotheses each, H heads, E width of a head, D width, V vocabulary.
+Shapes: B sentences, K translations of each (the beam), S source tokens, D width, H heads, V vocabulary.
 """
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from etude.language.transformer import Attention, DecoderLayer, Transformer
+if TYPE_CHECKING:
+    from etude.language.transformer import Transformer
 
 Penalty = Literal["length", "gnmt"]
-PENALTIES = {"length": lambda length: length, "gnmt": lambda length: (5 + length) / 6}
-"""By name: what is raised to the power of alpha."""
-BEYOND = 50
-"""A translation may have so many tokens more than its source (section 6.1)."""
+
+PENALTIES: dict[str, Callable[[Tensor | float, float], Tensor | float]] = {
+    "length": lambda length, alpha: length**alpha,
+    "gnmt": lambda length, alpha: ((5 + length) / 6) ** alpha,
+}
+"""What the log-probability of a translation of `length` tokens, the end among them, is divided by. "length" is that of
+fairseq, transformers and CTranslate2; "gnmt" is equation 14 of arXiv 1609.08144, which the paper of the Transformer
+used. The figure 0.6 is quoted of both, and does not mean the same."""
+NEVER = -1.0e9
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    ids: list[int]
-    """Without the begin token, with the end where it ended by itself."""
+    """A translation."""
+
+    ids: tuple[int, ...]
+    """Its tokens; the end, which is the last, is among them."""
     score: float
+    """Its log-probability, divided by the length penalty."""
 
 
-class _Memory:
-    """Keys and values of one decoder layer: of the source (B, H, S, E), and of what was written (B, H, slots, E)."""
+class _History:
+    """Keys and values of the target so far, of B K rows in each layer: what `Attention` attends with while decoding."""
 
-    def __init__(self, layer: DecoderLayer, memory: Tensor, unpack: "_Unpack", slots: int):
-        cross, own = layer.cross_attention, layer.attention
-        keys, values = F.linear(memory, *_joined(cross.key, cross.value)).chunk(2, -1)
-        self.keys, self.values = unpack(cross.heads(keys)), unpack(cross.heads(values))
-        self.own = _joined(own.query, own.key, own.value)
-        batch, heads, _, width = self.keys.shape
-        self.written = self.keys.new_empty(2, batch, heads, slots, width)
+    def __init__(self, layers: int, rows: int, heads: int, room: int, width: int, like: Tensor):
+        shape = (layers, rows, heads, room, width)
+        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
+        self.length = self.layer = 0
 
-    def write(self, keys_values: Float[Tensor, "2 n H K E"], slot: int) -> tuple[Tensor, Tensor]:
-        """Into the slots from `slot` on; returns all keys and values so far."""
-        _, n, _, k, _ = keys_values.shape
-        if slot + k > self.written.shape[3]:
-            self.written = torch.cat([self.written, torch.empty_like(self.written)], 3)
-        self.written[:, :n, :, slot : slot + k] = keys_values
-        keys, values = self.written[:, :n, :, : slot + k]
-        return keys, values
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
+        """(B K, H, D/H) each -> (B K, H, D/H); called once a layer, in their order."""
+        keys, values = self.keys[self.layer], self.values[self.layer]
+        keys[:, :, self.length], values[:, :, self.length] = k, v
+        end = self.length + 1
+        self.layer += 1
+        if self.layer == len(self.keys):
+            self.layer, self.length = 0, end
+        return F.scaled_dot_product_attention(q[:, :, None], keys[:, :, :end], values[:, :, :end])[:, :, 0]
 
-    def move(self, source: Tensor, target: Tensor, slots: int) -> None:
-        """Sentences from places to places."""
-        self.written[:, target, :, :slots] = self.written[:, source, :, :slots]
-        for kept in (self.keys, self.values):
-            kept[target] = kept[source]
-
-
-def _joined(*layers: nn.Linear) -> tuple[Tensor, Tensor]:
-    """The weights and biases of linear layers that read the same, as one layer's."""
-    return torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, in this order."""
+        if torch.equal(rows, torch.arange(self.keys.shape[1], device=rows.device)):
+            return
+        for cache in (self.keys, self.values):  # as many rows or fewer: in place, and of the filled part alone
+            filled = cache[:, :, :, : self.length].index_select(1, rows)
+            cache[:, : len(rows), :, : self.length] = filled
+        self.keys, self.values = self.keys[:, : len(rows)], self.values[:, : len(rows)]
 
 
-class _Unpack:
-    """(M, H, E) of packed tokens -> (B, H, S, E)"""
+class _Source:
+    """How the K translations of each sentence look at its source: (B K, H, D/H) queries, (B, H, S, D/H) keys."""
 
-    def __init__(self, packing):
-        self.packing = packing
+    def __init__(self, mask: Tensor):
+        self.mask = mask
+        """(B, 1, 1, S), True at tokens."""
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.packing.unpack(x).transpose(1, 2).contiguous()
-
-
-class Decoding:
-    """The decoder at one place of n sentences' hypotheses; the source is encoded once."""
-
-    def __init__(self, model: Transformer, src: Tensor, src_mask: Tensor | None, slots: int):
-        self.model = model
-        memory, packing = model.encode(src, src_mask)
-        self.lengths = packing.lengths
-        unpack = _Unpack(packing)
-        self.memories = {
-            layer: _Memory(layer, memory, unpack, slots)
-            for layer in model.decoder.layers
-            if isinstance(layer, DecoderLayer)
-        }
-        there = torch.arange(packing.longest, device=src.device) < self.lengths[:, None]
-        self.there = None if bool(there.all()) else _additive(there, memory.dtype)[:, None, None]
-        self.slots = self.place = 0
-
-    def advance(self, ids: Int[Tensor, "n K"], slots: Int[Tensor, "n K T"]) -> Float[Tensor, "n K V"]:
-        """Logits after `ids`, the T-th tokens of hypotheses whose pasts are in `slots`, their own slots last."""
-        n, k = ids.shape
-        seen = torch.zeros(n, k, self.slots + k, dtype=torch.bool, device=ids.device).scatter_(2, slots, True)
-        self.seen = _additive(seen, self.model.embedding.weight.dtype)[:, None]
-        self.shape = n, k
-        x = self.model.embed(ids.flatten(), torch.tensor([self.place], device=ids.device))
-        x = self.model.decoder.through(x, self._layer)
-        self.slots, self.place = self.slots + k, self.place + 1
-        return self.model.logits(x).view(n, k, -1)
-
-    def _layer(self, layer: nn.Module, x: Tensor) -> Tensor:
-        assert isinstance(layer, DecoderLayer)
-        x = layer.attention_residual(x, lambda y: self._own(layer, y))
-        x = layer.cross_attention_residual(x, lambda y: self._source(layer, y))
-        return layer.feed_forward_residual(x, layer.feed_forward)
-
-    def _own(self, layer: DecoderLayer, x: Tensor) -> Tensor:
-        memory, attention = self.memories[layer], layer.attention
-        heads = F.linear(x, *memory.own).view(*self.shape, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
-        keys, values = memory.write(heads[1:], self.slots)
-        return self._mixed(attention, heads[0], keys, values, self.seen)
-
-    def _source(self, layer: DecoderLayer, x: Tensor) -> Tensor:
-        memory, attention, n = self.memories[layer], layer.cross_attention, self.shape[0]
-        q = attention.query(x).view(*self.shape, attention.num_heads, -1).transpose(1, 2)
-        there = None if self.there is None else self.there[:n]
-        return self._mixed(attention, q, memory.keys[:n], memory.values[:n], there)
-
-    def _mixed(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return attention.out(mixed.transpose(1, 2).flatten(0, 1).flatten(1))
-
-    def move(self, source: Tensor, target: Tensor) -> None:
-        """Sentences from places to places, over those that are done."""
-        for memory in self.memories.values():
-            memory.move(source, target, self.slots)
-        if self.there is not None:
-            self.there[target] = self.there[source]
-
-
-def _additive(mask: Bool[Tensor, "..."], dtype: torch.dtype) -> Tensor:
-    """0 where the mask is True, minus infinity elsewhere."""
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -math.inf)
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
+        batch, beam = len(k), len(q) // len(k)
+        grouped = q.unflatten(0, (batch, beam)).transpose(1, 2)
+        mask = self.mask.expand(-1, -1, beam, -1)
+        return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask).transpose(1, 2).flatten(0, 1)
 
 
 @torch.no_grad()
-def beam_search(
-    model: Transformer,
-    src: Int[Tensor, "B S"],
-    src_mask: Bool[Tensor, "B S"] | None,
+def search(
+    model: "Transformer",
+    src: Tensor,
+    src_mask: Tensor | None = None,
     *,
-    beam: int,
-    length_penalty: float,
-    penalty: Penalty,
-    max_length: int | None,
-    early_stopping: bool,
+    beam: int = 4,
+    length_penalty: float = 0.6,
+    penalty: Penalty = "length",
+    max_length: int | None = None,
 ) -> list[list[Hypothesis]]:
-    """At most `beam` hypotheses a sentence, best first. See `Transformer.generate`."""
-    config = model.config
-    decoding = Decoding(model, src, src_mask, slots=32 * beam)
-    limits = decoding.lengths + BEYOND if max_length is None else torch.full_like(decoding.lengths, max_length)
-    forbidden = [token for token in {config.padding, config.begin} if token != config.end]
-    found: list[list[Hypothesis]] = [[] for _ in range(len(src))]
-    sentences = list(range(len(src)))
-    """Which sentence is at each place; those that are done have none."""
-    written = src.new_full((len(src), 1, 1), config.begin)
-    slots = src.new_empty(len(src), 1, 0)
-    totals = torch.zeros(len(src), 1, dtype=torch.float64 if model.embedding.weight.dtype == torch.float64 else None)
-    totals = totals.to(src.device)
+    """(B, S) source ids, (B, S) mask -> the translations of each sentence, best first, at most `beam` of them.
 
-    for length in range(1, int(limits.max()) + 1):
-        n, width = totals.shape
-        new = torch.arange(decoding.slots, decoding.slots + width, device=src.device)
-        slots = torch.cat([slots, new.expand(n, width)[..., None]], 2)
-        logits = decoding.advance(written[:, :, -1], slots).to(totals.dtype)
-        best, parents, ids = continuations(logits, totals, 2 * beam, forbidden)
-        ended = (ids == config.end) | (limits[:, None] == length)
-        scale = PENALTIES[penalty](length) ** length_penalty
-        _keep_found(found, sentences, written, best[:, :beam] / scale, parents, ids, ended, beam)
+    `max_length`: the most tokens of a translation, its end among them; None: each source's length and 50 more. Beam 1
+    is greedy search. Neither padding nor the begin token is ever written.
+    """
+    if beam < 1:
+        raise ValueError(f"beam is {beam}; at least one translation must be followed")
+    if penalty not in PENALTIES:
+        raise ValueError(f"penalty {penalty!r} is not one of {', '.join(PENALTIES)}")
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"max_length is {max_length}; the end alone takes 1")
+    config, device, batch = model.config, src.device, len(src)
+    if config.vocab_size < 2 * beam + 2:
+        raise ValueError(f"a beam of {beam} needs more than {config.vocab_size} tokens in the vocabulary")
+    memory, packing = model.encode(src, src_mask)
+    limits = torch.full_like(packing.lengths, max_length) if max_length else packing.lengths + 50
+    longest = int(limits.max())
 
-        going = ended.long().argsort(dim=1, stable=True)[:, : min(beam, int((~ended).sum(1).max()))]
-        totals, parents, ids = best.gather(1, going), parents.gather(1, going), ids.gather(1, going)
-        written = torch.cat([_chosen(written, parents), ids[..., None]], 2)
-        slots = _chosen(slots, parents)
+    def laid_out(x: Tensor) -> Tensor:
+        return packing.unpack(x).transpose(1, 2).contiguous()
 
-        done = [
-            length == limit or (len(pool) == beam and (early_stopping or top / scale <= pool[-1].score))
-            for limit, top, pool in zip(limits.tolist(), totals[:, 0].tolist(), (found[s] for s in sentences))
-        ] if totals.shape[1] else [True] * n  # fmt: skip
-        if all(done):
-            break
-        if any(done):
-            order = _closed_up(done)
-            moved = [place for place, source in enumerate(order) if source != place]
-            places = torch.tensor(order, device=src.device)
-            if moved:
-                target = torch.tensor(moved, device=src.device)
-                decoding.move(places[target], target)
-            sentences = [sentences[place] for place in order]
-            written, slots, totals, limits = (x[places] for x in (written, slots, totals, limits))
+    crosses = model.cross_attentions()
+    known: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    for cross in crosses:
+        k, v = cross.keys_values(memory)
+        known[cross] = laid_out(k), laid_out(v)
+    look = _Source((torch.arange(packing.longest, device=device) < packing.lengths[:, None])[:, None, None])
+    like = known[crosses[0]][0]
+    history = _History(len(crosses), batch * beam, config.num_heads, longest, like.shape[-1], like)
+
+    divide = PENALTIES[penalty]
+    running = torch.full((batch, beam), NEVER, device=device)
+    running[:, 0] = 0.0
+    tokens = torch.full((batch, beam, longest), config.padding, device=device)
+    done_scores = torch.full((batch, beam), NEVER, device=device)
+    done_tokens = torch.full((batch, beam, longest), config.padding, device=device)
+    sentences = torch.arange(batch, device=device)
+    last = torch.full((batch * beam,), config.begin, device=device)
+    answers: list[list[Hypothesis]] = [[] for _ in range(batch)]
+    forbidden = torch.tensor(sorted({config.padding, config.begin} - {config.end}), device=device)
+    for step in range(longest):
+        x = model.embed(last, last.new_full((len(last),), step))
+        x = model.decoder(x, known, history, look)
+        logits = model.logits(x).float().log_softmax(-1)
+        logits[:, forbidden] = NEVER
+        scores = (logits + running.flatten()[:, None]).unflatten(0, (-1, beam))
+        final = limits == step + 1
+        if bool(final.any()):
+            ends = scores[:, :, config.end].clone()
+            scores[final] = NEVER
+            scores[:, :, config.end] = ends
+        top, places = scores.flatten(1).topk(2 * beam, dim=1)
+        parents, chosen = places // config.vocab_size, places % config.vocab_size
+        ended = (chosen == config.end) & (top > NEVER / 2)
+        candidates = tokens.gather(1, parents[:, :, None].expand(-1, -1, longest))
+        candidates[:, :, step] = chosen
+
+        first = ended & (torch.arange(2 * beam, device=device) < beam)
+        normed = torch.where(first, top / divide(float(step + 1), length_penalty), NEVER)
+        done_scores, best = torch.cat([done_scores, normed], 1).topk(beam, dim=1)
+        pool = torch.cat([done_tokens, candidates], 1)
+        done_tokens = pool.gather(1, best[:, :, None].expand(-1, -1, longest))
+
+        running, kept = top.masked_fill(chosen == config.end, NEVER).topk(beam, dim=1)
+        tokens = candidates.gather(1, kept[:, :, None].expand(-1, -1, longest))
+        rows = parents.gather(1, kept) + torch.arange(len(running), device=device)[:, None] * beam
+
+        full = done_scores[:, -1] > NEVER / 2
+        over = full & (running[:, 0] / divide(float(step + 1), length_penalty) <= done_scores[:, -1])
+        over = over | final
+        if bool(over.any()):
+            for i in over.nonzero()[:, 0].tolist():
+                answers[int(sentences[i])] = _hypotheses(done_scores[i], done_tokens[i], config.end)
+            go_on = (~over).nonzero()[:, 0]
+            if not len(go_on):
+                break
+            running, tokens, rows = running[go_on], tokens[go_on], rows[go_on]
+            done_scores, done_tokens = done_scores[go_on], done_tokens[go_on]
+            sentences, limits = sentences[go_on], limits[go_on]
+            known = {cross: (k[go_on], v[go_on]) for cross, (k, v) in known.items()}
+            look = _Source(look.mask[go_on])
+        history.select(rows.flatten())
+        last = tokens[:, :, step].flatten()
+    return answers
+
+
+def _hypotheses(scores: Tensor, tokens: Tensor, end: int) -> list[Hypothesis]:
+    found = []
+    for score, row in zip(scores.tolist(), tokens.tolist()):
+        if score > NEVER / 2:
+            found.append(Hypothesis(tuple(row[: row.index(end) + 1]), score))
     return found
-
-
-def continuations(
-    logits: Float[Tensor, "n K V"], totals: Float[Tensor, "n K"], count: int, forbidden: list[int]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The best continuations of each sentence, best first: (n, count) log-probabilities, the hypotheses that are
-    continued, and the tokens. The vocabulary is searched hypothesis by hypothesis and not sorted."""
-    normaliser = logits.logsumexp(2)
-    logits[..., forbidden] = -math.inf
-    some = min(count, logits.shape[2] - len(forbidden))
-    values, ids = logits.topk(some, dim=2)
-    values = values - (normaliser - totals)[..., None]
-    best, places = values.flatten(1).topk(min(count, some * logits.shape[1]), dim=1)
-    return best, places // some, ids.flatten(1).gather(1, places)
-
-
-def _chosen(x: Tensor, parents: Int[Tensor, "n K"]) -> Tensor:
-    """(n, K', T) -> (n, K, T): each hypothesis' parent's."""
-    return x.gather(1, parents[..., None].expand(-1, -1, x.shape[2]))
-
-
-def _keep_found(
-    found: list[list[Hypothesis]],
-    sentences: list[int],
-    written: Tensor,
-    scores: Tensor,
-    parents: Tensor,
-    ids: Tensor,
-    ended: Tensor,
-    beam: int,
-) -> None:
-    """Of the first K continuations those that end, into their sentence's pool of the best K."""
-    for place, rank in ended[:, : scores.shape[1]].nonzero().tolist():
-        past = written[place, parents[place, rank], 1:].tolist()
-        pool = found[sentences[place]]
-        pool.append(Hypothesis([*past, int(ids[place, rank])], float(scores[place, rank])))
-        pool.sort(key=lambda hypothesis: -hypothesis.score)
-        del pool[beam:]
-
-
-def _closed_up(done: list[bool]) -> list[int]:
-    """Places of those that are not done, so that as few as can be change theirs: the last fill the gaps."""
-    going = [place for place, is_done in enumerate(done) if not is_done]
-    late = [place for place in going if place >= len(going)]
-    return [late.pop() if done[place] else place for place in range(len(going))]

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from etude.nn import generation
+from etude.nn.lowbit import TiedHead
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
+        self.head = TiedHead()
         self.initialise()
 
     def initialise(self) -> None:
@@ -170,7 +172,7 @@ class GPT(nn.Module):
             x = block(x, masks[layer % 2], cache, layer)
         if cache is not None:
             cache.length = end
-        return F.linear(self.norm(x), self.embedding.weight)
+        return self.head(self.norm(x), self.embedding.weight)
 
     def masks(self, places: Tensor, padding: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Where tokens at `places` (T,) may look, in dense layers and in banded ones: (B or 1, 1, T, S), or None where

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from etude.data import opus
+from etude.data import marian
 from etude.errors import MissingError, RefusedError, UsageError
 from etude.language import transformer
 from etude.weights import load_weights
@@ -27,6 +27,20 @@ FIXED = {
     "share_encoder_decoder_embeddings": True,
     "tie_word_embeddings": True,
 }
+COUNTS = {
+    "vocab_size": "vocab_size",
+    "width": "d_model",
+    "depth": "encoder_layers",
+    "decoder_depth": "decoder_layers",
+    "num_heads": "encoder_attention_heads",
+    "ffn": "encoder_ffn_dim",
+    "padding": "pad_token_id",
+    "begin": "decoder_start_token_id",
+    "end": "eos_token_id",
+}
+"""Fields of our Config, and what config.json calls them."""
+SHARES = {"dropout": 0.1, "attention_dropout": 0.0, "activation_dropout": 0.0}
+"""Those of one name, and what they are where config.json does not say."""
 TOKENS = 3000
 """Source tokens that are translated at once."""
 
@@ -47,7 +61,7 @@ class Opus:
     """A model and its vocabulary. Usage: `open_folder("opus-mt-en-de").translate(["A sentence."])`."""
 
     model: transformer.Transformer
-    vocabulary: opus.OpusVocabulary
+    vocabulary: marian.MarianVocabulary
     beam: int
     length_penalty: float
     max_length: int
@@ -112,13 +126,13 @@ def open_folder(folder: str | Path) -> Opus:
     line, where one is damaged, is of another kind of model, or does not fit the others."""
     folder = Path(folder)
     path = folder / "config.json"
-    document = opus.read_json(path)
+    document = marian.read_json(path)
     try:
         config = config_of(document)
-    except (RefusedError, ValueError, TypeError, KeyError) as error:
+    except (ValueError, KeyError) as error:
         lacking = f"it says no {error}" if isinstance(error, KeyError) else str(error)
         raise RefusedError(f"{path} is refused: {lacking}") from None
-    vocabulary = opus.read(folder)
+    vocabulary = marian.read(folder)
     if max(vocabulary.pieces) >= config.vocab_size or {vocabulary.padding, vocabulary.end} != {
         config.padding,
         config.end,
@@ -129,7 +143,7 @@ def open_folder(folder: str | Path) -> Opus:
         raise MissingError(f"{folder} holds no {' or '.join(WEIGHTS)}")
     model = config.build()
     load_weights(model, files[0], source="transformers")
-    search = document | (opus.read_json(path) if (path := folder / "generation_config.json").is_file() else {})
+    search = document | (marian.read_json(path) if (path := folder / "generation_config.json").is_file() else {})
     return Opus(
         model.eval(),
         vocabulary,
@@ -151,22 +165,17 @@ def config_of(document: dict[str, Any]) -> transformer.Config:
     activation = document.get("activation_function", "gelu")
     if activation not in ACTIVATIONS:
         raise RefusedError(f"activation_function {activation!r} is not one of {', '.join(ACTIVATIONS)}")
+    whole = {ours: document[theirs] for ours, theirs in COUNTS.items()}
+    shares = {name: document.get(name, default) for name, default in SHARES.items()}
+    for name, value in (whole | shares).items():
+        if isinstance(value, bool) or not isinstance(value, int if name in whole else int | float):
+            raise RefusedError(f"{COUNTS.get(name, name)} is {value!r}, where a number belongs")
     return transformer.Config(
-        vocab_size=document["vocab_size"],
-        width=document["d_model"],
-        depth=document["encoder_layers"],
-        decoder_depth=document["decoder_layers"],
-        num_heads=document["encoder_attention_heads"],
-        ffn=document["encoder_ffn_dim"],
-        dropout=document.get("dropout", 0.1),
-        attention_dropout=document.get("attention_dropout", 0.0),
-        activation_dropout=document.get("activation_dropout", 0.0),
+        **whole,
+        **shares,
         activation=ACTIVATIONS[activation],  # pyright: ignore[reportArgumentType]
         positions="marian",
         output_bias=True,
-        padding=document["pad_token_id"],
-        begin=document["decoder_start_token_id"],
-        end=document["eos_token_id"],
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 import sentencepiece as library
 from transformers import MarianTokenizer
 
-from etude.data import opus
+from etude.data import marian
 from etude.errors import MissingError, RefusedError, UsageError
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -43,7 +43,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.mark.parity
 def test_equal_to_marian_tokenizer(folder):
-    ours = opus.read(folder)
+    ours = marian.read(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it recommends a library
         theirs = MarianTokenizer.from_pretrained(str(folder))
@@ -60,14 +60,14 @@ def test_equal_to_marian_tokenizer(folder):
 
 
 def test_no_text_ends_a_sentence_within_itself(folder):
-    vocabulary = opus.read(folder)
+    vocabulary = marian.read(folder)
     ids = vocabulary.encode("a </s> b <pad> c")
     assert ids.count(vocabulary.end) == 1 and vocabulary.padding not in ids
 
 
 def test_unknown_languages_are_told(folder):
     with pytest.raises(UsageError, match="no target language >>dea<<") as caught:
-        opus.read(folder).encode(">>dea<< A text.")
+        marian.read(folder).encode(">>dea<< A text.")
     assert caught.value.hint == "did you mean >>deu<<?"
 
 
@@ -87,9 +87,9 @@ def test_bad_folders(folder, name, content, why, tmp_path):
         (tmp_path / file).write_bytes((folder / file).read_bytes())
     (tmp_path / name).write_text(content)
     with pytest.raises(RefusedError, match=why):
-        opus.read(tmp_path)
+        marian.read(tmp_path)
 
 
 def test_a_missing_file(tmp_path):
     with pytest.raises(MissingError, match=r"source\.spm: no such file"):
-        opus.read(tmp_path)
+        marian.read(tmp_path)

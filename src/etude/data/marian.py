@@ -22,7 +22,7 @@ END, PADDING, UNKNOWN = "</s>", "<pad>", "<unk>"
 
 
 @dataclass(frozen=True)
-class OpusVocabulary:
+class MarianVocabulary:
     source: SentencePiece
     target: SentencePiece
     ids: dict[str, int]
@@ -69,7 +69,7 @@ class OpusVocabulary:
         return sentencepiece.join(shown, byte_fallback=self.target.byte_fallback).strip()
 
 
-def read(folder: str | Path) -> OpusVocabulary:
+def read(folder: str | Path) -> MarianVocabulary:
     """The vocabulary in an Opus-MT folder. MissingError where a file lacks, RefusedError for a damaged one."""
     folder = Path(folder)
     if (folder / "target_vocab.json").exists():
@@ -80,7 +80,7 @@ def read(folder: str | Path) -> OpusVocabulary:
         raise RefusedError(f"{folder / 'vocab.json'} is refused: it must give each piece a number of its own")
     if lacking := [token for token in (END, PADDING, UNKNOWN) if token not in ids]:
         raise RefusedError(f"{folder / 'vocab.json'} is refused: it lacks {' '.join(lacking)}")
-    return OpusVocabulary(source, target, ids, {i: piece for piece, i in ids.items()})
+    return MarianVocabulary(source, target, ids, {i: piece for piece, i in ids.items()})
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def test_translations_equal_transformers(folder):
     assert (found.beam, found.length_penalty, found.max_length) == (3, 1.0, 200)
     translations = found.translate(TEXTS)
     tokenizer = MarianTokenizer.from_pretrained(str(folder))
-    model = MarianMTModel.from_pretrained(str(folder)).eval()
+    model: Any = MarianMTModel.from_pretrained(str(folder)).eval()
     inputs = tokenizer(TEXTS, return_tensors="pt", padding=True)
     made = model.generate(**inputs)
     assert [t.text for t in translations] == tokenizer.batch_decode(made, skip_special_tokens=True)

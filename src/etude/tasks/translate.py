@@ -252,8 +252,6 @@ class Translate(Task):
     ) -> list[tuple[list[int], float]]:
         """The best hypothesis of each source, without the end token, and its score."""
         mask = torch.arange(source.shape[1], device=source.device) < lengths[:, None]
-        if not hasattr(model, "generate"):
-            return _greedy(model, source, mask)
         found = model.generate(
             source,
             mask,
@@ -264,25 +262,6 @@ class Translate(Task):
         )
         end = model.config.end
         return [([i for i in best[0].ids if i != end], float(best[0].score)) for best in found]
-
-
-def _greedy(model, source, mask):
-    memory, packing = model.encode(source, mask)
-    B = source.shape[0]
-    tgt = torch.full((B, 1), model.config.begin, device=source.device)
-    done = torch.zeros(B, dtype=torch.bool)
-    for _ in range(source.shape[1] + 20):
-        x, p = model.decode(tgt, memory, packing)
-        last = p.unpack(x)[:, -1]
-        nxt = model.logits(last).argmax(-1)
-        tgt = torch.cat([tgt, nxt[:, None]], 1)
-        done |= nxt == model.config.end
-        if done.all():
-            break
-    out = []
-    for row in tgt[:, 1:].tolist():
-        out.append(((row[: row.index(model.config.end)] if model.config.end in row else row), 0.0))
-    return out
 
 
 def smoothed(logits: Tensor, labels: Tensor, epsilon: float, by: Smoothing) -> Tensor:

@@ -133,7 +133,7 @@ SYSTEMS = (
         module="etude.language.transformer",
         sizes=("transformer-base", "transformer-big"),
         layouts=("transformers",),
-        recipes=(),
+        recipes=("transformer.en_de",),
         summary="Translation by attention alone: encoder and decoder, of any depth",
     ),
     System(

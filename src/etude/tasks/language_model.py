@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from etude.data import order
 from etude.data.base import Batch, Data, Dataset
-from etude.data.text import Text, TextDataset, Vocabulary
+from etude.data.corpus import CorpusDataset
+from etude.data.text import TextDataset, Texts, TextTokens
 from etude.errors import UsageError
 from etude.tasks.base import Ask, Block, LossLogs, Task
 from etude.tasks.metrics import Mean, Metric
@@ -69,61 +70,76 @@ class First(Metric):
 
 @dataclass(frozen=True)
 class LanguageModel(Task):
-    """Next-token prediction. The model takes (B, T) ids and a state, or None, and returns (B, T, V) logits and the
-    state after them. Batches are those of `Text`."""
+    """Next-token prediction. The model takes (B, T) ids and returns (B, T, V) logits, alone or before the state that
+    they leave. Batches are those of `Text` and `Corpus`."""
 
     measure: ClassVar[str] = "bits_per_character"
     ask: ClassVar[type[Ask]] = Continue
 
     @torch.no_grad()
     def check(self, model: nn.Module, dataset: Dataset) -> None:
-        """Whether the model has a logit for each token of the text."""
-        if not isinstance(dataset, TextDataset):
+        """Whether the model has a logit for each token of the text, and takes its windows."""
+        if not isinstance(dataset, TextDataset | CorpusDataset):
             raise UsageError(f"a language model learns from a text, not from {type(dataset).__name__}")
-        outputs = model.eval()(torch.zeros(1, 2, dtype=torch.int64))[0].shape[-1]
-        model.train()
-        wanted = len(dataset.vocabulary)
+        model.eval()
+        outputs, wanted = logits_of(model(torch.zeros(1, 1, dtype=torch.int64))).shape[-1], len(dataset.vocabulary)
         if outputs != wanted:
+            other = ""
+            if isinstance(dataset, CorpusDataset) and dataset.data.tokens == "bpe" and dataset.data.vocab_size != outputs:
+                other = f", or --data.vocab-size {outputs}"
             raise UsageError(
-                f"the model has {outputs} tokens in its vocabulary, the text {wanted}",
-                hint=f"--model.vocab-size {wanted}",
+                f"the model has {outputs:,} tokens in its vocabulary, the text {wanted:,}",
+                hint=f"--model.vocab-size {wanted}{other}",
             )
+        width = max(dataset.width, dataset.length)
+        try:
+            model(torch.zeros(1, width, dtype=torch.int64))
+        except ValueError as error:
+            raise UsageError(f"a window of {width} tokens does not fit: {error}", hint="--data.length, smaller") from None
+        model.train()
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, LossLogs]:
         """Mean cross-entropy of the next token, in nats."""
         tokens = batch["tokens"]
-        logits, _ = model(tokens[:, :-1])
+        logits = logits_of(model(tokens[:, :-1]))
         logits = logits if logits.dtype == torch.float64 else logits.float()  # float64: gradcheck
         loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
         return loss, {"loss": loss}
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, Metric]:
-        """Bits per character and mean cross-entropy per token (nats) over the tokens that each window counts; and the
-        beginning of the split, read and continued."""
-        bits, loss, read, written = Mean(), Mean(), First(), First()
+        """Over the tokens that each window counts: bits per character and, of a corpus, per byte; mean cross-entropy
+        per token (nats), its exponential, and how many were the likeliest. And the beginning of the split, read and
+        continued."""
+        bits = {name: Mean() for name in ("bytes", "characters")}
+        loss, accuracy, read, written = Exponential(), Mean(), First(), First()
         for batch in batches:
-            tokens, counted = batch["tokens"], batch["counted"]
-            logits, _ = model(tokens[:, :-1])
-            losses = F.cross_entropy(logits.float().transpose(1, 2), tokens[:, 1:], reduction="none")
+            targets, counted = batch["tokens"][:, 1:], batch["counted"]
+            logits = logits_of(model(batch["tokens"][:, :-1]))
+            losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view_as(targets)
             width = losses.shape[1]
-            own = losses[torch.arange(width, device=losses.device) >= width - counted[:, None]]
-            loss.add(own)
-            bits.total += own.double().sum().item() / math.log(2)
-            bits.count += int(batch["characters"].sum())
+            own = torch.arange(width, device=losses.device) >= width - counted[:, None]
+            loss.add(losses[own])
+            accuracy.add((logits.argmax(-1) == targets)[own].float())
+            for name, mean in bits.items():
+                if name in batch:
+                    mean.total += losses[own].double().sum().item() / math.log(2)
+                    mean.count += int(batch[name].sum())
             if not read.ids:
-                first = tokens[0].tolist()
+                first = batch["tokens"][0].tolist()
                 read.ids, read.bits = first[1 : 1 + SHOWN], (losses[0, :SHOWN] / math.log(2)).tolist()
                 written.prompt = first[1 : 1 + PROMPT]
                 written.ids, written.bits = write(model, written.prompt, Continue(length=WRITTEN))
-        return {"bits_per_character": bits, "loss": loss, "read": read, "written": written}
+        measured = {f"bits_per_{name.removesuffix('s')}": mean for name, mean in bits.items() if mean.count}
+        plain = Mean(loss.total, loss.count)
+        return measured | {"loss": plain, "perplexity": loss, "accuracy": accuracy, "read": read, "written": written}
 
     def figures(self, measured: dict[str, Metric], dataset: Dataset, split: str) -> list[Block]:
         """The split's beginning, coloured by the bits of each character; and a continuation of its first words."""
-        assert isinstance(dataset, TextDataset)
+        assert isinstance(dataset, TextDataset | CorpusDataset)
         blocks: list[Block] = []
         _, ids, bits = measured["read"].value()
         if ids:
-            texts = [dataset.vocabulary.decode([i]) for i in ids]
+            texts = list(dataset.vocabulary.texts(ids))
             caption = f"{sum(bits) / len(bits):.2f} bits a token here; white: none, red: 6 and more"
             item = {"png": _png(coloured(texts, bits)), "caption": caption}
             blocks.append({"kind": "images", "title": f"What was hard to foresee in {split}", "items": [item]})

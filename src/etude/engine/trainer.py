@@ -76,6 +76,10 @@ class Trainer:
         self.dataset: Dataset = recipe.data.open()
         if recipe.accumulate > 1 and not self.dataset.divisible:
             raise UsageError(f"a batch of {recipe.name} cannot be computed in parts", hint="--accumulate 1")
+        if recipe.ramp.first and type(self.dataset).batch is not Dataset.batch:
+            raise UsageError(
+                f"batches of {recipe.name} are not made of samples; they cannot grow", hint="--ramp.first 0"
+            )
         if recipe.shard > 1 and len(by_player(recipe.optim)) > 1:
             raise UsageError(
                 f"{recipe.name} has several players, which cannot be sharded; replicas can", hint="--shard 1"
@@ -142,7 +146,7 @@ class Trainer:
 
     def update(self, loss_fn: LossFn, batch: Batch, player: str = "model") -> Logs:
         """One optimiser step of `player` down `loss_fn`; raises NonFinite before the weights are touched."""
-        mine, optimizer, parts = self.players[player], self.optimizers[player], self.recipe.accumulate
+        mine, optimizer, parts = self.players[player], self.optimizers[player], self.recipe.parts_at(self.step)
         mine.take_turn()
         self._number += 1
         self._seed(self._number)
@@ -211,7 +215,8 @@ class Trainer:
     def take_step(self, batch: Batch) -> Logs:
         """The whole of one step on a batch that has arrived: rates, seeds, the task's updates."""
         self._number, self._health, self._batch = 0, {}, batch
-        factor = self.recipe.schedule.factor(self.step, self.recipe.steps)
+        done, whole = (self.recipe.batches_before(step) for step in (self.step, self.recipe.steps))
+        factor = self.recipe.schedule.factor(done, whole)
         for name, optim in by_player(self.recipe.optim).items():
             for group in self.optimizers[name].param_groups:
                 group["lr"] = optim.lr * factor
@@ -232,9 +237,12 @@ class Trainer:
     def make_batch(self, step: int) -> Batch:
         """This process's share of the batch of a step, as it leaves the data's workers."""
         recipe = self.recipe
-        batch = self.dataset.batch(
-            seed=recipe.seed, step=step, batch_size=recipe.batch_size, rank=self.world.rank, world=self.world.size
-        )
+        share: dict[str, int] = {"seed": recipe.seed, "rank": self.world.rank, "world": self.world.size}
+        if recipe.ramp.first:
+            start, size = recipe.samples_before(step), recipe.samples_at(step)
+            batch = self.dataset.stretch(start=start, batch_size=size, **share)
+        else:
+            batch = self.dataset.batch(step=step, batch_size=recipe.batch_size, **share)
         return leave(batch, self.dataset, recipe, self.device)
 
     # ---------------------------------------------------------------- the loop
@@ -312,7 +320,7 @@ class Trainer:
             # the norm of a step that the scaler skipped is infinite, which JSON does not know
             values = {name: value for name, value in values.items() if math.isfinite(value)}
             self.last_train = values
-            epoch = self.dataset.epochs(self.step, recipe.batch_size)
+            epoch = self.dataset.epochs(recipe.batches_before(self.step), recipe.batch_size)
             rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
             lr = {"lr": rates["model"]} if len(rates) == 1 else {f"{name}/lr": rate for name, rate in rates.items()}
             self._write({"step": self.step, "epoch": round(epoch, 4), **values, **lr})
@@ -326,11 +334,12 @@ class Trainer:
 
     def _progress(self, values: dict[str, float], now: float) -> None:
         span = max(now - self._shown, 1e-9)
-        self._speed = (self.step - self._shown_step) * self.recipe.batch_size / span
+        shown, seen, whole = (self.recipe.samples_before(s) for s in (self._shown_step, self.step, self.recipe.steps))
+        self._speed = (seen - shown) / span
         self._shown, self._shown_step = now, self.step
-        left = (self.recipe.steps - self.step) * self.recipe.batch_size / max(self._speed, 1e-9)
-        shown = {name: value for name, value in values.items() if not name.endswith("grad_norm")}
-        self.log.progress(self.step, self.recipe.steps, shown, self._speed, left)
+        left = (whole - seen) / max(self._speed, 1e-9)
+        said = {name: value for name, value in values.items() if not name.endswith("grad_norm")}
+        self.log.progress(self.step, self.recipe.steps, said, self._speed, left)
         if self.directory and self.main and now - self._reported > self._report_every:
             self._status("training", eta=left)
 
@@ -633,7 +642,7 @@ class Trainer:
     def _introduce(self) -> None:
         recipe, sizes = self.recipe, self.dataset.sizes
         held = ", ".join(f"{count:,} {split}" for split, count in sizes.items())
-        epochs = self.dataset.epochs(recipe.steps, recipe.batch_size)
+        epochs = self.dataset.epochs(recipe.batches_before(recipe.steps), recipe.batch_size)
         processes = f" x {self.world.size} processes" if self.world.size > 1 else ""
         self.log(f"etude {version()} · {recipe.name} · {self.params:,} parameters")
         self.log(f"device {self.device}{processes} ({torch.get_num_threads()} threads) · precision {self.precision}")
@@ -667,7 +676,7 @@ class Trainer:
             untold = "the inputs are finite; which layer is at fault is not told for sharded weights"
             return monitor.explain_inputs(error.batch) or monitor.Finding(untold)
         with self._alone():
-            context, parts = autocast(self.precision, self.device), self.recipe.accumulate
+            context, parts = autocast(self.precision, self.device), self.recipe.parts_at(self.step)
             return monitor.explain(self.model, error.loss_fn, error.batch, error.player, parts, context)
 
     @contextlib.contextmanager

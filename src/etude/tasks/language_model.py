@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from etude.data import order
 from etude.data.base import Batch, Data, Dataset
 from etude.data.corpus import CorpusDataset
-from etude.data.text import TextDataset, Texts, TextTokens
+from etude.data.text import TextDataset, Texts
 from etude.errors import UsageError
 from etude.tasks.base import Ask, Block, LossLogs, Task
-from etude.tasks.metrics import Mean, Metric
+from etude.tasks.metrics import Exponential, Mean, Metric
 
 SHOWN = 600
 """Tokens of held-out text whose bits the report shows."""
@@ -85,7 +85,11 @@ class LanguageModel(Task):
         outputs, wanted = logits_of(model(torch.zeros(1, 1, dtype=torch.int64))).shape[-1], len(dataset.vocabulary)
         if outputs != wanted:
             other = ""
-            if isinstance(dataset, CorpusDataset) and dataset.data.tokens == "bpe" and dataset.data.vocab_size != outputs:
+            if (
+                isinstance(dataset, CorpusDataset)
+                and dataset.data.tokens == "bpe"
+                and dataset.data.vocab_size != outputs
+            ):
                 other = f", or --data.vocab-size {outputs}"
             raise UsageError(
                 f"the model has {outputs:,} tokens in its vocabulary, the text {wanted:,}",
@@ -95,7 +99,9 @@ class LanguageModel(Task):
         try:
             model(torch.zeros(1, width, dtype=torch.int64))
         except ValueError as error:
-            raise UsageError(f"a window of {width} tokens does not fit: {error}", hint="--data.length, smaller") from None
+            raise UsageError(
+                f"a window of {width} tokens does not fit: {error}", hint="--data.length, smaller"
+            ) from None
         model.train()
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, LossLogs]:
@@ -129,7 +135,9 @@ class LanguageModel(Task):
                 read.ids, read.bits = first[1 : 1 + SHOWN], (losses[0, :SHOWN] / math.log(2)).tolist()
                 written.prompt = first[1 : 1 + PROMPT]
                 written.ids, written.bits = write(model, written.prompt, Continue(length=WRITTEN))
-        measured = {f"bits_per_{name.removesuffix('s')}": mean for name, mean in bits.items() if mean.count}
+        measured: dict[str, Metric] = {
+            f"bits_per_{name.removesuffix('s')}": mean for name, mean in bits.items() if mean.count
+        }
         plain = Mean(loss.total, loss.count)
         return measured | {"loss": plain, "perplexity": loss, "accuracy": accuracy, "read": read, "written": written}
 
@@ -155,17 +163,21 @@ class LanguageModel(Task):
         self, model: nn.Module, inputs: list[Any], data: Data, facts: dict[str, Any], ask: Any = None
     ) -> list["Continuation"]:
         """Each prompt's continuation. Inputs: texts, or Paths of files that hold one."""
-        assert isinstance(data, Text)
-        asked, vocabulary = ask or Continue(), Vocabulary(facts["vocabulary"])
+        assert isinstance(data, Texts)
+        asked, vocabulary = ask or Continue(), data.vocabulary_of(facts)
         results = []
         for raw in inputs:
             prompt = data.text(raw)
             if not prompt:
                 raise UsageError("the prompt is empty; at least one character is needed")
             ids, bits = write(model, vocabulary.encode(prompt).tolist(), asked)
-            texts = (vocabulary.decode([i]) for i in ids)
-            results.append(Continuation(prompt, vocabulary.decode(ids), tuple(zip(texts, bits))))
+            results.append(Continuation(prompt, vocabulary.decode(ids), tuple(zip(vocabulary.texts(ids), bits))))
         return results
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """What a language model returns -> its (B, T, V) logits."""
+    return outputs if isinstance(outputs, Tensor) else outputs[0]
 
 
 def write(model: nn.Module, prompt: list[int], ask: Continue) -> tuple[list[int], list[float]]:
@@ -196,6 +208,13 @@ def probabilities(logits: Tensor, ask: Continue) -> Tensor:
         kept = logits.topk(ask.top_k).indices
         logits = torch.full_like(logits, -math.inf).index_copy(0, kept, logits[kept])
     return (logits / ask.temperature).softmax(0)
+
+
+@dataclass(frozen=True)
+class CorpusModel(LanguageModel):
+    """A language model of documents, compared by bits per byte: whatever its tokens are, they are of the same bytes."""
+
+    measure: ClassVar[str] = "bits_per_byte"
 
 
 @dataclass(frozen=True)

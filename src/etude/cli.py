@@ -393,22 +393,45 @@ def _data_path(parser: argparse.ArgumentParser) -> None:
 
 
 def eval_(arguments: list[str]) -> int:
-    """Measure a run's weights over a split of its data."""
+    """Measure a run's weights over a split of its data, or of other data of this kind (--data-path).
+
+    The recipe's other fields may be changed too: --eval-batch-size 8, --data.context 448.
+    """
     parser = _parser("eval")
     parser.add_argument("run", help="the run directory")
     parser.add_argument("--split", default="test")
     parser.add_argument("--device", default="auto")
     _data_path(parser)
-    options = parser.parse_args(arguments)
+    options, others = parser.parse_known_args(arguments)
     import etude
 
     run = etude.open(options.run)
-    values = run.evaluate(options.split, device=options.device, data_path=options.data_path)
+    changes = _changes(run.recipe, others)
+    values = run.evaluate(options.split, device=options.device, data_path=options.data_path, changes=changes)
     if options.json:
         _json({"run": str(run.path), "recipe": run.recipe.name, "split": options.split, "eval": values})
     else:
         _table([[name, f"{value:.6g}"] for name, value in values.items()])
     return 0
+
+
+def _changes(recipe: Recipe, words: list[str]) -> dict[str, Any]:
+    """Flags that name fields of how a run is measured -> {"data.context": 448}."""
+    import ast
+
+    known = ["--eval-batch-size", *_flag_names(recipe.data, "--data.")]
+    changes: dict[str, Any] = {}
+    pairs = iter(part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word]))
+    for flag in pairs:
+        if flag not in known:
+            raise UsageError(
+                f"etude eval: unknown flag {flag}", hint=nearest(flag, [*known, "--split", "--device", "--data-path"])
+            )
+        value = next(pairs, "")
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(value)
+        changes[flag.removeprefix("--").replace("-", "_")] = value
+    return changes
 
 
 def predict(arguments: list[str]) -> int:

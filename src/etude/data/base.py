@@ -23,6 +23,11 @@ class Data(ABC):
     def open(self) -> "Dataset":
         """Read it. Raises MissingError with the command that gets it where it is not on this machine."""
 
+    def reopen(self, facts: dict[str, Any]) -> "Dataset":
+        """Read it to measure a run on, whose data's facts these are: what the run learned to read, it must be read
+        with. Raises UsageError where it does not fit."""
+        return self.open()
+
     @abstractmethod
     def prepare(self, raw: Any) -> Tensor:
         """One raw input (a path, a picture, a text) -> a sample, as it would stand in the test split."""

@@ -98,7 +98,13 @@ class Corpus(Texts):
     def reopen(self, facts: dict[str, Any]) -> "CorpusDataset":
         """These documents in a run's own tokens. Where they are the run's own documents, so are the parts; of others
         nothing was learned from, and all is the test part."""
-        return CorpusDataset(self, self._folder(facts))
+        dataset = CorpusDataset(self, self._folder(facts))
+        if dataset.facts["tokenizer"] != facts.get("tokenizer"):
+            raise UsageError(
+                f"{dataset.folder} holds tokens of another tokenizer than the run's",
+                hint="--data-path FILE, the text itself",
+            )
+        return dataset
 
     def vocabulary_of(self, facts: dict[str, Any]) -> "Tokens":
         """The run's tokens."""
@@ -121,10 +127,9 @@ class Corpus(Texts):
         survey = Survey.of(self.files(), self.documents, self.path or self.source)
         settings = {name: value for name, value in asdict(self).items() if name in SETTINGS}
         tokens = None
-        if facts is not None:
+        if facts is not None and survey.digest != facts.get("content"):
+            settings |= {"validation": 0.0, "test": 1.0}
             tokens = self.vocabulary_of(facts)
-            if survey.digest != facts.get("content"):
-                settings |= {"validation": 0.0, "test": 1.0}
         elif self.tokens != "bpe":
             tokens = Tokens(self.published())
         made_of = {"format": FORMAT, "content": survey.digest, **settings}

@@ -163,6 +163,10 @@ class Text(Texts):
         """Read the text and number its tokens."""
         return TextDataset(self)
 
+    def reopen(self, facts: dict[str, Any]) -> "TextDataset":
+        """The text in the run's characters."""
+        return TextDataset(self, self.vocabulary_of(facts))
+
     def load(self) -> str:
         """The text. MissingError where it is not on this machine, UsageError where it is none."""
         if self.path:
@@ -211,7 +215,8 @@ def read_file(path: Path) -> str:
 class TextDataset(Windows):
     """An opened text. In evaluation a window says how many "characters" its own predictions are."""
 
-    def __init__(self, data: Text):
+    def __init__(self, data: Text, known: Vocabulary | None = None):
+        """`known`: tokens to read it in, where these are not the training part's own."""
         self.data = data
         text = data.load()
         text = text[: data.limit or len(text)]
@@ -231,7 +236,7 @@ class TextDataset(Windows):
                 f"the {empty[0]} part of {name} is empty: the text has {len(text):,} characters",
                 hint=f"a longer text, or a larger share: --data.{empty[0]} 0.2",
             )
-        self.vocabulary, ids, unknown = _number(parts, data.tokens)
+        self.vocabulary, ids, unknown = _number(parts, data.tokens, known)
         # a held-out part begins with the token before it, so that its first one is predicted too
         before = np.concatenate(list(ids.values()))
         starts = np.cumsum([0, *map(len, ids.values())])
@@ -260,14 +265,18 @@ class TextDataset(Windows):
         return [(f"{split}, token {at:,}", self.vocabulary.decode(ids[at : at + SAMPLE])) for at in starts]
 
 
-def _number(parts: dict[str, str], tokens: str) -> tuple[Vocabulary, dict[str, NDArray[Any]], int]:
-    """The training part's vocabulary, each part as its ids, and how many held-out characters the vocabulary lacks."""
+def _number(
+    parts: dict[str, str], tokens: str, given: Vocabulary | None
+) -> tuple[Vocabulary, dict[str, NDArray[Any]], int]:
+    """The training part's vocabulary or that given, each part as its ids, and how many characters it lacks."""
     if tokens == "bytes":
         return Vocabulary(""), {split: np.frombuffer(part.encode(), np.uint8) for split, part in parts.items()}, 0
     points = {split: code_points(part) for split, part in parts.items()}
-    known = np.unique(points["train"])
+    known = code_points(given.characters) if given else np.unique(points["train"])
     lacking = {split: ~np.isin(part, known) for split, part in points.items()}
     unknown = sum(int(missing.sum()) for missing in lacking.values())
+    if unknown and given and UNKNOWN not in given.characters:
+        given.encode("".join(parts.values()))  # tells which
     if unknown:
         known = np.union1d(known, code_points(UNKNOWN))
     ids = {

@@ -209,17 +209,24 @@ class Run:
             results = task.predict(model, list(inputs), self.recipe.data, self.facts, asked)
         return results[0] if len(inputs) == 1 else results
 
-    def evaluate(self, split: str = "test", *, device: str = "auto", data_path: str | None = None) -> dict[str, float]:
-        """The task's measures of the kept weights over a split: what result.json says, measured again."""
-        data = self.recipe.data
-        if data_path is not None:
-            data = self.recipe.with_(**{"data.path": data_path}).data
-        dataset = data.open()
+    def evaluate(
+        self,
+        split: str = "test",
+        *,
+        device: str = "auto",
+        data_path: str | None = None,
+        changes: dict[str, Any] | None = None,
+    ) -> dict[str, float]:
+        """The task's measures of the kept weights over a split: what result.json says, measured again. Of other data,
+        where `data_path` says so; `changes` are those of the recipe's other fields that bear on measuring, by name:
+        {"data.context": 448}."""
+        recipe = self.recipe.with_(**{} if data_path is None else {"data.path": data_path}, **(changes or {}))
+        dataset = recipe.data.reopen(self.facts)
         if split not in dataset.sizes:
             raise UsageError(f"there is no split {split!r}; there are {', '.join(dataset.sizes)}")
         model = self.model(device)
         place = next(model.parameters()).device
-        return numbers(measure(model, self.recipe, dataset, split, world=World(place), precision=self.precision(place)))
+        return numbers(measure(model, recipe, dataset, split, world=World(place), precision=self.precision(place)))
 
     def report(self) -> Path:
         """Write report.html anew from the run's files."""

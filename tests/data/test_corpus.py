@@ -296,7 +296,7 @@ def test_a_folder_of_tokens_is_data_too(tmp_path: Path):
     digest = __import__("hashlib").sha256(row.tobytes()).hexdigest()
     receipt["parts"]["train"] |= {"tokens": len(row), "sha256": digest}
     (moved / "corpus.json").write_text(json.dumps(receipt))
-    with pytest.raises(RefusedError, match="train.bin holds token 300 of 257"):
+    with pytest.raises(RefusedError, match=r"train.bin holds token 300 of 257"):
         small(str(moved), tokens="bytes").open()
 
 
@@ -319,9 +319,9 @@ def test_bad_texts(tmp_path: Path):
     with pytest.raises(MissingError, match="no such file or folder"):
         small(str(tmp_path / "none")).open()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="holds no .txt file"):
+    with pytest.raises(UsageError, match=r"holds no .txt file"):
         small(str(tmp_path / "empty")).open()
-    with pytest.raises(UsageError, match="a.txt holds no text"):
+    with pytest.raises(UsageError, match=r"a.txt holds no text"):
         small(written(tmp_path / "a.txt", "")).open()
     content = b"x" * (documents.CHUNK - 1) + "é".encode() + b"ok \xff"
     with pytest.raises(UsageError, match=r"b.txt is not UTF-8 text: byte 1,048,580 is 0xff"):

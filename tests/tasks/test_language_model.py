@@ -203,8 +203,11 @@ def test_prompts_that_cannot_be_continued(run):
 def test_the_report_shows_text(run):
     page = (run.path / "report.html").read_text()
     assert "What was hard to foresee in test" in page and "Written by the model" in page
-    kinds = [block["kind"] for block in json.loads((run.path / "figures.json").read_text())]
-    assert kinds == ["images", "text"]
+    blocks = json.loads((run.path / "figures.json").read_text())
+    assert [block["kind"] for block in blocks] == ["images", "text"]
+    labels = [f"validation, after {step} steps" for step in range(15, 151, 15)]
+    assert [one["label"] for one in blocks[1]["earlier"]] == labels and blocks[1]["label"] == "test, after 150 steps"
+    assert all(f"<summary>{label}</summary>" in page for label in labels)
     assert run.evaluate("test") == pytest.approx(run.result["eval"], rel=1e-5)
 
 

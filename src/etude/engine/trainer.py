@@ -36,7 +36,7 @@ from etude.engine.recipe import Recipe
 from etude.engine.replay import seed_step, write_replay
 from etude.engine.run import version
 from etude.errors import EtudeError, Interrupted, NumericError, RefusedError, UsageError
-from etude.tasks.base import Logs, LossFn, LossLogs
+from etude.tasks.base import Block, Logs, LossFn, LossLogs
 from etude.tasks.metrics import Metric
 
 SAVE_SECONDS = 30.0
@@ -413,10 +413,23 @@ class Trainer:
 
     def _figures(self, measured: dict[str, Metric], split: str) -> None:
         if self.directory and self.main:
-            blocks = self.recipe.task.figures(measured, self.dataset, split)
+            blocks, path = self.recipe.task.figures(measured, self.dataset, split), self.directory / "figures.json"
+            self._remember([block for block in blocks if block.get("history")], split, path)
             with contextlib.suppress(checkpoint.SaveError):
-                checkpoint.write_atomic(self.directory / "figures.json", json.dumps(blocks).encode())
+                checkpoint.write_atomic(path, json.dumps(blocks).encode())
             self._status("training")
+
+    def _remember(self, texts: list[Block], split: str, path: Path) -> None:
+        """Give texts those of the evaluations before, of which the file of figures tells."""
+        label = f"{split}, after {self.step:,} steps"
+        for block in texts:
+            block |= {"label": label, "step": self.step, "earlier": []}
+        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, KeyError):
+            before = [block for block in json.loads(path.read_text(encoding="utf-8")) if block.get("history")]
+            for block, old in zip(texts, before):
+                past = [*old["earlier"], {name: old[name] for name in ("label", "step", "text")}]
+                # a run that went back to a checkpoint comes to later ones again
+                block["earlier"] = [one for one in past if one["step"] <= self.step and one["label"] != label]
 
     def _finish(self) -> dict[str, Any]:
         """The last checkpoint, the final evaluation on the test split with the weights that are kept, result.json."""

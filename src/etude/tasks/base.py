@@ -15,7 +15,8 @@ LossLogs = Mapping[str, Tensor | Callable[[], Tensor]]
 """Scalars beside a loss; a function is called only in the steps that are logged, for what costs time to know."""
 LossFn = Callable[[nn.Module, Batch], tuple[Tensor, LossLogs]]
 Block = dict[str, Any]
-"""A figure for the report, JSON-able: {"kind": "matrix" | "images" | "table" | "lines" | "scatter" | "text", ...}. With
+"""A figure for the report, JSON-able: {"kind": "matrix" | "images" | "table" | "lines" | "scatter" | "text", ...}. A
+"text" with "history": true keeps those of earlier evaluations beside it. With
 "study": true a study's report shows it too, beside those of the other variants (lines always, in one chart)."""
 
 

@@ -155,7 +155,7 @@ class LanguageModel(Task):
         if ids:
             begun, gone_on = dataset.vocabulary.decode(prompt), dataset.vocabulary.decode(ids)
             title = f"Written by the model, from the first {PROMPT} tokens of {split} on"
-            blocks.append({"kind": "text", "title": title, "text": f"{begun}▸{gone_on}"})
+            blocks.append({"kind": "text", "title": title, "text": f"{begun}▸{gone_on}", "history": True})
         return blocks
 
     @torch.no_grad()

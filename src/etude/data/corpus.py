@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from etude.data import documents, fetch, progress, sword, tokenizers
+from etude.data import documents, fetch, progress, tokenizers
 from etude.data.base import Batch
 from etude.data.documents import Documents
 from etude.data.text import SAMPLE, Texts, incremental
@@ -117,7 +117,7 @@ class Corpus(Texts):
                 f"there is no text {self.source!r}", hint="bible, or texts of your own: --data.path FILE_OR_FOLDER"
             )
         folder = Path(self.path).expanduser() if self.path else fetch.path("bible")
-        return documents.files_of(folder / sword.NAME if (folder / sword.NAME).is_file() else folder)
+        return documents.files_of(folder)
 
     def _folder(self, facts: dict[str, Any] | None) -> Path:
         """The folder of tokens."""

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
+from etude.data import sword
 from etude.errors import MissingError, UsageError
 
 Documents = Literal["file", "blank", "line"]
@@ -18,11 +19,14 @@ SEPARATORS = {"blank": re.compile(r"\n[ \t\r]*(?:\n[ \t\r]*)+"), "line": re.comp
 
 
 def files_of(path: Path) -> list[Path]:
-    """The file itself, or the .txt files of a folder in the order of their names."""
+    """The file itself, or the .txt files of a folder in the order of their names; a folder of SWORD's zText files is
+    one text, or the plain one that `etude data get` made of it."""
     if not path.exists():
         raise MissingError(f"{path}: no such file or folder", hint="--data.path FILE, a UTF-8 text")
     if path.is_file():
         return [path]
+    if sword.is_ztext(path):
+        return [path / sword.NAME if (path / sword.NAME).is_file() else path]
     if files := sorted(path.rglob("*.txt")):
         return files
     raise UsageError(f"the folder {path} holds no .txt file")
@@ -31,6 +35,9 @@ def files_of(path: Path) -> list[Path]:
 def decoded(path: Path) -> Iterator[str]:
     """A UTF-8 file's text, chunk by chunk and without a byte order mark. UsageError names the first byte that is not
     UTF-8."""
+    if path.is_dir():
+        yield sword.read(path)
+        return
     at, held = 0, b""
     with open(path, "rb") as file:
         while True:

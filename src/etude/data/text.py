@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from etude.data import documents, fetch, sword
+from etude.data import documents, fetch
 from etude.data.base import Batch, Data
 from etude.data.windows import Windows
 from etude.errors import UsageError
@@ -169,11 +169,10 @@ class Text(Texts):
 
     def load(self) -> str:
         """The text. MissingError where it is not on this machine, UsageError where it is none."""
-        if self.path:
-            return read_text(Path(self.path).expanduser())
-        if self.source != "bible":
+        if not self.path and self.source != "bible":
             raise UsageError(f"there is no text {self.source!r}", hint="bible, or a text of your own: --data.path FILE")
-        return read_text(fetch.path("bible"))
+        folder = Path(self.path).expanduser() if self.path else fetch.path("bible")
+        return "\n".join(read_file(file) for file in documents.files_of(folder))
 
     def vocabulary_of(self, facts: dict[str, Any]) -> Vocabulary:
         """The run's characters, or bytes."""
@@ -194,14 +193,6 @@ def _is_file(word: str) -> bool:
         return Path(word).is_file()
     except OSError:  # too long for a name
         return False
-
-
-def read_text(path: Path) -> str:
-    """The text of a file, of a folder of .txt files, or of a folder that `etude data get` made."""
-    if path.is_dir() and sword.is_ztext(path):
-        made = path / sword.NAME
-        return read_file(made) if made.is_file() else sword.read(path)
-    return "\n".join(read_file(file) for file in documents.files_of(path))
 
 
 def read_file(path: Path) -> str:

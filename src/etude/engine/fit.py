@@ -32,7 +32,9 @@ def train(
     directory.mkdir(parents=True, exist_ok=True)
     if world.rank == 0:
         dataset, params = trainer.dataset, trainer.params
-        runs.begin(directory, recipe, device=world.device, precision=trainer.precision, dataset=dataset, params=params)
+        runs.begin(
+            directory, trainer.recipe, device=world.device, precision=trainer.precision, dataset=dataset, params=params
+        )
     trainer.fit()
     return Run(directory, types=types)
 

@@ -17,6 +17,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -74,6 +75,7 @@ class Trainer:
         self.precision: Resolved = resolve(recipe.precision, self.device)
         self.log = log.Log(quiet=quiet or not self.main)
         self.dataset: Dataset = recipe.data.open()
+        self.recipe = recipe = replace(recipe, model=recipe.task.configure(recipe.model, self.dataset))
         if recipe.accumulate > 1 and not self.dataset.divisible:
             raise UsageError(f"a batch of {recipe.name} cannot be computed in parts", hint="--accumulate 1")
         if recipe.ramp.first and type(self.dataset).batch is not Dataset.batch:

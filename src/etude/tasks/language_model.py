@@ -5,7 +5,7 @@ import io
 import math
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -75,6 +75,12 @@ class LanguageModel(Task):
 
     measure: ClassVar[str] = "bits_per_character"
     ask: ClassVar[type[Ask]] = Continue
+
+    def configure(self, model: Any, dataset: Dataset) -> Any:
+        """A vocabulary of size 0 becomes the text's."""
+        if getattr(model, "vocab_size", None) != 0 or not isinstance(dataset, TextDataset | CorpusDataset):
+            return model
+        return replace(model, vocab_size=len(dataset.vocabulary))
 
     @torch.no_grad()
     def check(self, model: nn.Module, dataset: Dataset) -> None:

@@ -1,7 +1,9 @@
 """Language modelling: the measures against their formulas, the sampling, the answers."""
 
+import io
 import json
 import math
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
 from etude.basics.rnn import Config
+from etude.cli import main
 from etude.data import order
 from etude.data.images import Images
 from etude.data.text import Text, TextDataset
@@ -20,7 +25,17 @@ from etude.engine import fit
 from etude.engine.optim import Optim, Schedule
 from etude.engine.recipe import Recipe
 from etude.errors import UsageError
-from etude.tasks.language_model import Continuation, Continue, First, LanguageModel, coloured, probabilities, write
+from etude.tasks.language_model import (
+    Continuation,
+    Continue,
+    First,
+    LanguageModel,
+    coloured,
+    probabilities,
+    until,
+    write,
+    written,
+)  # fmt: skip
 
 PATTERN = "the cat sat on the mat; " * 60
 
@@ -123,6 +138,49 @@ def test_probabilities():
     assert probabilities(logits, Continue(temperature=1, top_k=9)).sum() == pytest.approx(1)
 
 
+def test_top_p_keeps_the_fewest_that_suffice():
+    logits = torch.tensor([0.1, 0.4, 0.2, 0.3], dtype=torch.float64).log()
+    for top_p, kept in ((0.3, [1]), (0.4, [1]), (0.41, [1, 3]), (0.7, [1, 3]), (0.75, [1, 3, 2]), (1.0, [1, 3, 2, 0])):
+        p = probabilities(logits, Continue(temperature=1, top_p=top_p))
+        whole = sum((0.1, 0.4, 0.2, 0.3)[i] for i in kept)
+        assert p.tolist() == pytest.approx([(0.1, 0.4, 0.2, 0.3)[i] / whole if i in kept else 0 for i in range(4)])
+
+
+def test_repetition_is_penalised_once_a_token():
+    """A positive logit of a token that was seen is divided, a negative one multiplied."""
+    logits = torch.tensor([1.0, 3.0, 2.0, -1.0], dtype=torch.float64)
+    p = probabilities(logits, Continue(temperature=1, repetition_penalty=2.0), [1, 1, 3])
+    torch.testing.assert_close(p, torch.tensor([1.0, 1.5, 2.0, -2.0], dtype=torch.float64).softmax(0))
+    assert probabilities(logits, Continue(temperature=0, repetition_penalty=2.0), [1]).argmax() == 2
+
+
+@given(st.lists(st.text(alphabet="ab", max_size=3), max_size=8), st.text(alphabet="ab", max_size=4))
+def test_stopping_cuts_before_the_stop(tokens: list[str], stop: str):
+    whole, taken = "".join(tokens), []
+
+    def source():
+        for token in tokens:
+            taken.append(token)
+            yield token, 1.0
+
+    found = "".join(text for text, _ in until(source(), stop))
+    assert found == (whole.split(stop)[0] if stop else whole)
+    assert stop not in "".join(taken[:-1]) or not stop  # nothing is written after it
+
+
+def test_what_cannot_become_the_stop_is_not_held_back():
+    source = iter([("a", 1.0), ("b", 1.0), ("x", 1.0), ("y", 1.0)])
+    pieces = until(source, "xyz")
+    assert [next(pieces)[0], next(pieces)[0]] == ["a", "b"] and next(source)[0] == "x"
+
+
+def test_writing_is_over_where_the_text_ends():
+    model = bigram(6)
+    whole = [token for token, _ in written(model, [1], Continue(length=50, temperature=1.3, seed=7))]
+    cut = [token for token, _ in written(model, [1], Continue(length=50, temperature=1.3, seed=7), end=whole[5])]
+    assert cut == whole[: whole.index(whole[5])]
+
+
 def test_writing_streams_the_state_and_draws_by_inversion():
     """The prompt is read at once and each token alone; token n is where the cumulated probabilities pass number n."""
     model = bigram(6)
@@ -145,7 +203,18 @@ def test_temperature_zero_takes_the_likeliest():
     assert ids == [model.table[before].argmax().item() for before in [0, *ids[:-1]]] and bits == [0] * 9
 
 
-@pytest.mark.parametrize("changes", [{"length": 0}, {"temperature": -1.0}, {"top_k": -1}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"length": 0},
+        {"temperature": -1.0},
+        {"top_k": -1},
+        {"seed": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"repetition_penalty": 0.0},
+    ],
+)
 def test_wrong_wishes(changes):
     with pytest.raises(UsageError):
         Continue(**changes)
@@ -188,6 +257,29 @@ def test_a_text_is_learned_and_continued(run, tmp_path):
     answer.save(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.width == 880
+
+
+def test_an_answer_is_streamed(run, capsys, monkeypatch):
+    """The pieces are the prompt and the answer of predict; the command line shows them as they come."""
+    pieces = list(run.stream("the cat", length=24, temperature=0))
+    assert len(pieces) == 25 and "".join(pieces) == "the cat sat on the mat; the cat"
+    assert "".join(run.stream("the cat", length=24, temperature=0, stop="mat")) == "the cat sat on the "
+    assert run.predict("the cat", length=24, temperature=0, stop="mat").text == " sat on the "
+    asked = ["predict", str(run.path), "--length", "24", "--temperature", "0"]
+    assert main([*asked, "--stream", "the cat", "on the"]) == 0
+    assert capsys.readouterr().out == (
+        "== the cat\nthe cat sat on the mat; the cat\n== on the\non the mat; the cat sat on the \n"
+    )
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main([*asked, "the cat"]) == 0
+    assert capsys.readouterr().out == "the cat sat on the mat; the cat\n"
+    assert main([*asked, "--stream", "--json", "the cat"]) == 2
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the cat")))
+    assert main([*asked, "-"]) == 0
+    assert capsys.readouterr().out == "the cat sat on the mat; the cat\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the \xff")))
+    assert main([*asked, "-"]) == 2
+    assert "stdin is not UTF-8 text: byte 4 is 0xff" in capsys.readouterr().err
 
 
 def test_prompts_that_cannot_be_continued(run):

@@ -4,7 +4,7 @@ import base64
 import io
 import math
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from etude.data import order
 from etude.data.base import Batch, Data, Dataset
-from etude.data.corpus import CorpusDataset
+from etude.data.corpus import CorpusDataset, Tokens
 from etude.data.text import TextDataset, Texts
 from etude.errors import UsageError
 from etude.tasks.base import Ask, Block, LossLogs, Task
@@ -34,11 +34,17 @@ class Continue(Ask):
     """How a prompt is continued."""
 
     length: int = 400
-    """Tokens to write."""
+    """Tokens to write at most: less where the text ends."""
     temperature: float = 0.7
     """Divides the logits: below 1 the likely becomes likelier; 0 always takes the likeliest."""
     top_k: int = 0
     """Choose among so many likeliest tokens only; 0: among all."""
+    top_p: float = 1.0
+    """Choose among the likeliest tokens only that together are so probable."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that the text holds already become less likely (CTRL, arXiv 1909.05858)."""
+    stop: str = ""
+    """Text before which to stop."""
     seed: int = 0
     """The same seed writes the same text."""
 
@@ -47,6 +53,12 @@ class Continue(Ask):
             raise UsageError(f"length is {self.length}; it must be at least 1", hint="--length 400")
         if not 0 <= self.temperature < math.inf:
             raise UsageError(f"temperature is {self.temperature}; it must not be negative", hint="--temperature 0.7")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p is {self.top_p}; it must lie above 0 and be 1 at most", hint="--top-p 0.95")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise UsageError(
+                f"repetition_penalty is {self.repetition_penalty}; it must be positive", hint="--repetition-penalty 1.1"
+            )
         if self.top_k < 0 or self.seed < 0:
             raise UsageError(f"top_k {self.top_k} and seed {self.seed} must not be negative")
 
@@ -75,6 +87,7 @@ class LanguageModel(Task):
 
     measure: ClassVar[str] = "bits_per_character"
     ask: ClassVar[type[Ask]] = Continue
+    streams: ClassVar[bool] = True
 
     def configure(self, model: Any, dataset: Dataset) -> Any:
         """A vocabulary of size 0 becomes the text's."""
@@ -172,13 +185,32 @@ class LanguageModel(Task):
         assert isinstance(data, Texts)
         asked, vocabulary = ask or Continue(), data.vocabulary_of(facts)
         results = []
-        for raw in inputs:
-            prompt = data.text(raw)
-            if not prompt:
-                raise UsageError("the prompt is empty; at least one character is needed")
-            ids, bits = write(model, vocabulary.encode(prompt).tolist(), asked)
-            results.append(Continuation(prompt, vocabulary.decode(ids), tuple(zip(vocabulary.texts(ids), bits))))
+        for prompt in (_prompt(data, raw) for raw in inputs):
+            made = list(written(model, vocabulary.encode(prompt).tolist(), asked, _end(vocabulary)))
+            tokens = zip(vocabulary.texts(i for i, _ in made), (cost for _, cost in made))
+            pieces = tuple(until(tokens, asked.stop))
+            results.append(Continuation(prompt, "".join(text for text, _ in pieces), pieces))
         return results
+
+    def stream(self, model: nn.Module, raw: Any, data: Data, facts: dict[str, Any], ask: Any = None) -> Iterator[str]:
+        """The prompt, and its continuation while it is written."""
+        assert isinstance(data, Texts)
+        asked, vocabulary = ask or Continue(), data.vocabulary_of(facts)
+        prompt = _prompt(data, raw)
+        yield prompt
+        ids = (i for i, _ in written(model, vocabulary.encode(prompt).tolist(), asked, _end(vocabulary)))
+        yield from (text for text, _ in until(((text, 0.0) for text in vocabulary.texts(ids)), asked.stop))
+
+
+def _prompt(data: Texts, raw: Any) -> str:
+    if prompt := data.text(raw):
+        return prompt
+    raise UsageError("the prompt is empty; at least one character is needed")
+
+
+def _end(vocabulary: Any) -> int | None:
+    """The token that ends a text, where there is one."""
+    return vocabulary.end if isinstance(vocabulary, Tokens) else None
 
 
 def logits_of(outputs: Any) -> Tensor:
@@ -186,34 +218,73 @@ def logits_of(outputs: Any) -> Tensor:
     return outputs if isinstance(outputs, Tensor) else outputs[0]
 
 
-def write(model: nn.Module, prompt: list[int], ask: Continue) -> tuple[list[int], list[float]]:
-    """Continue a prompt token by token, the model's state carried along: the tokens, and the bits that each cost.
+def until(tokens: Iterable[tuple[str, float]], stop: str) -> Iterator[tuple[str, float]]:
+    """(text, bits) of each token, up to where `stop` begins in the text; none is taken after that. What may become
+    `stop` is held back until it is known."""
+    held: list[tuple[str, float]] = []
+    for token in tokens:
+        held.append(token)
+        text = "".join(part for part, _ in held)
+        if stop and stop in text:
+            left = text.index(stop)
+            for part, bits in held:
+                if left > 0:
+                    yield part[:left], bits
+                left -= len(part)
+            return
+        kept = max((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), default=0)
+        while held and sum(len(part) for part, _ in held[1:]) >= kept:
+            yield held.pop(0)
+    yield from held
+
+
+def written(model: nn.Module, prompt: list[int], ask: Continue, end: int | None = None) -> Iterator[tuple[int, float]]:
+    """Continue a prompt token by token, what the model has read carried along: each token, and the bits it cost.
 
     Token n is drawn by the n-th number of a counter-based generator, so the text is a function of the model, the prompt
-    and `ask`, on any device, up to the rounding of the probabilities.
+    and `ask`, on any device, up to the rounding of the probabilities. It is over where `end` is drawn.
     """
     device = next(model.parameters()).device
     drawn = order.uniform(ask.seed, 0, np.arange(ask.length), 1, order.AUGMENT)[:, 0]
-    ids, bits = [], []
-    state, read = None, torch.tensor([prompt], device=device)
+    state, read, seen = None, torch.tensor([prompt], device=device), list(prompt)
     for number in drawn.tolist():
         logits, state = model(read, state)
-        p = probabilities(logits[0, -1].double().cpu(), ask)
+        p = probabilities(logits[0, -1].double().cpu(), ask, seen)
         chosen = min(int(torch.searchsorted(p.cumsum(0), number * p.sum(), right=True)), len(p) - 1)
-        ids.append(chosen)
-        bits.append(-math.log2(max(p[chosen].item(), 1e-30)))
+        if chosen == end:
+            return
+        seen.append(chosen)
+        yield chosen, -math.log2(max(p[chosen].item(), 1e-30))
         read = torch.tensor([[chosen]], device=device)
-    return ids, bits
 
 
-def probabilities(logits: Tensor, ask: Continue) -> Tensor:
-    """(V,) logits -> (V,) probabilities of drawing each token, after temperature and top-k."""
+def write(model: nn.Module, prompt: list[int], ask: Continue, end: int | None = None) -> tuple[list[int], list[float]]:
+    """All tokens of a continuation, and their bits."""
+    made = list(written(model, prompt, ask, end))
+    return [token for token, _ in made], [bits for _, bits in made]
+
+
+def probabilities(logits: Tensor, ask: Continue, seen: Sequence[int] = ()) -> Tensor:
+    """(V,) logits -> (V,) probabilities of drawing each token, `seen` being those that the text holds."""
+    if ask.repetition_penalty != 1 and seen:
+        ids = torch.tensor(sorted(set(seen)), device=logits.device)
+        old = logits[ids]
+        logits = logits.index_copy(
+            0, ids, torch.where(old > 0, old / ask.repetition_penalty, old * ask.repetition_penalty)
+        )
     if ask.temperature == 0:
         return F.one_hot(logits.argmax(), len(logits)).double()
+    logits = logits / ask.temperature
     if 0 < ask.top_k < len(logits):
         kept = logits.topk(ask.top_k).indices
         logits = torch.full_like(logits, -math.inf).index_copy(0, kept, logits[kept])
-    return (logits / ask.temperature).softmax(0)
+    p = logits.softmax(0)
+    if ask.top_p < 1:
+        sorted_p, places = p.sort(descending=True, stable=True)
+        sorted_p[sorted_p.cumsum(0) - sorted_p >= ask.top_p] = 0  # the most likely one always stays
+        p = torch.zeros_like(p).index_copy(0, places, sorted_p)
+        p = p / p.sum()
+    return p
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def vocabularies(tmp_path: Path) -> dict[str, str]:
     [
         ("file", ["a\nb\n\n \n\nc d\n"]),
         ("blank", ["a\nb", "c d"]),
-        ("line", ["a", "b", " ", "c d"]),
+        ("line", ["a", "b", "c d"]),
     ],
 )
 def test_documents(tmp_path: Path, kind: Any, expected: list[str]):
@@ -69,21 +70,25 @@ def test_documents(tmp_path: Path, kind: Any, expected: list[str]):
     assert list(pieces([path], kind)) == [(document, True) for document in expected]
 
 
-@given(st.text(alphabet="ab \n\t\u00a0é🎉", max_size=60), st.integers(1, 9), st.integers(2, 12))
-@settings(max_examples=60, deadline=None)
-def test_pieces_make_up_the_documents(text: str, chunk: int, piece: int):
-    """Whatever the chunks and pieces, the documents are those of the text, and a tokenizer's tokens too wherever a
-    piece could be cut between words."""
-    import tempfile
+WORDS = st.text(alphabet="abé🎉", min_size=1, max_size=3)
+BREAKS = st.sampled_from([" ", "\n", "\n\n", "\n \n", "\r\n", "\t"])
 
+
+@given(st.lists(st.tuples(WORDS, BREAKS), max_size=30), st.integers(1, 9), st.integers(16, 40))
+@settings(max_examples=150, deadline=None)
+def test_pieces_make_up_the_documents(words: list[tuple[str, str]], chunk: int, piece: int):
+    """Whatever the chunks and pieces are, the documents are those of the text."""
+    text = "".join(word + after for word, after in words)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         path = Path(written(Path(folder) / "a.txt", text))
         whole = {kind: _joined(path, kind) for kind in ("file", "blank", "line")}
         patch.setattr(documents, "CHUNK", chunk)
         patch.setattr(documents, "PIECE", piece)
         assert "".join(decoded(path)) == text
-        assert all(_joined(path, kind) == expected for kind, expected in whole.items())
+        found = {kind: _joined(path, kind) for kind in whole}
+    assert found == whole
     assert whole["file"] == ([text] if text else [])
+    assert whole["line"] == [line for line in text.replace("\r\n", "\n").split("\n") if line.strip()]
 
 
 def _joined(path: Path, kind: Any) -> list[str]:

@@ -108,7 +108,7 @@ class Corpus(Texts):
 
     def vocabulary_of(self, facts: dict[str, Any]) -> "Tokens":
         """The run's tokens."""
-        return Tokens.from_json(facts.get("files", {}).get(tokenizers.FILE))
+        return Tokens.from_json(None if facts["tokens"] == "bytes" else facts["files"][tokenizers.FILE])
 
     def files(self) -> list[Path]:
         """The text files."""
@@ -436,10 +436,10 @@ class CorpusDataset(Windows):
 
     def samples(self, split: str, count: int) -> list[tuple[str, str]]:
         """Pieces of a split, as prompts."""
-        ids = self.ids[split][1:]
-        count = min(count, max(1, len(ids) // SAMPLE))
+        ids, size = self.ids[split][1:], max(1, min(SAMPLE, self.length // 2))  # which leaves room to go on
+        count = min(count, max(1, len(ids) // size))
         starts = [i * len(ids) // count for i in range(count)]
-        return [(f"{split}, token {at:,}", self.vocabulary.decode(ids[at : at + SAMPLE])) for at in starts]
+        return [(f"{split}, token {at:,}", self.vocabulary.decode(ids[at : at + size])) for at in starts]
 
 
 def _receipt(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,8 @@ CHUNK = 1 << 20
 """Bytes read at a time."""
 PIECE = 1 << 16
 """Most characters of a piece."""
-SEPARATORS = {"blank": re.compile(r"\n[ \t\r]*(?:\n[ \t\r]*)+"), "line": re.compile(r"\r?\n")}
+SEPARATORS = {"blank": re.compile(r"\n(?:[ \t\r]*\n)+"), "line": re.compile(r"\r?\n")}
+BLANK_LINES = re.compile(r"(?:[ \t\r]*\n)+")
 
 
 def files_of(path: Path) -> list[Path]:
@@ -72,23 +73,26 @@ def pieces(files: Iterable[Path], kind: Documents) -> Iterator[tuple[str, bool]]
             held += text
             *whole, held = SEPARATORS[kind].split(held) if kind in SEPARATORS else [held]
             for document in whole:
-                yield from _pieces(document, begun)
+                yield from _pieces(document, kind, begun)
                 begun = False
+            if kind == "blank" and not begun and (blank := BLANK_LINES.match(held)):
+                held = held[blank.end() :]
             while len(held) > PIECE:
                 at = _place(held)
                 yield held[:at], False
                 held, begun = held[at:], True
-        yield from _pieces(held if kind == "file" else held.rstrip("\r\n"), begun)
+        yield from _pieces(held if kind == "file" else held.rstrip("\r\n"), kind, begun)
 
 
-def _pieces(document: str, begun: bool) -> Iterator[tuple[str, bool]]:
+def _pieces(document: str, kind: Documents, begun: bool) -> Iterator[tuple[str, bool]]:
     """The rest of a document, of which pieces have been given already or not."""
+    if not begun and not (document if kind == "file" else document.strip()):
+        return
     while len(document) > PIECE:
         at = _place(document)
         yield document[:at], False
-        document, begun = document[at:], True
-    if document or begun:
-        yield document, True
+        document = document[at:]
+    yield document, True
 
 
 def _place(text: str) -> int:

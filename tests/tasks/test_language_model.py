@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shutil
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from etude.basics.rnn import Config
 from etude.cli import main
 from etude.data import order
+from etude.data.corpus import Corpus
 from etude.data.images import Images
 from etude.data.text import Text, TextDataset
 from etude.engine import fit
@@ -28,6 +30,7 @@ from etude.errors import UsageError
 from etude.tasks.language_model import (
     Continuation,
     Continue,
+    CorpusModel,
     First,
     LanguageModel,
     coloured,
@@ -55,6 +58,11 @@ class Bigram(nn.Module):
 
 def bigram(size: int) -> Bigram:
     return Bigram(torch.randn(size, size, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ETUDE_HOME", str(tmp_path_factory.mktemp("home")))
 
 
 @pytest.fixture
@@ -98,6 +106,28 @@ def test_bits_per_character_is_its_formula(tmp_path, tokens):
     assert not LanguageModel.higher_is_better
 
 
+def test_bits_per_byte_is_its_formula(tmp_path):
+    """Every token's bits, those of the ends of documents too, over the bytes of the part's text."""
+    text = PATTERN.replace("cat", "kät")
+    (tmp_path / "x.txt").write_text(text, encoding="utf-8")
+    data = Corpus(path=str(tmp_path / "x.txt"), vocab_size=265, length=16, context=8, validation=0.1, test=0.1).open()
+    model = bigram(265)
+    table = model.table.detach().double().log_softmax(1)
+    pairs = [(int(a), int(b)) for a, b in pairwise(data.ids["test"])]
+    nats = -sum(table[a, b].item() for a, b in pairs)
+    with torch.no_grad():
+        spans = data.spans("test", batch_size=3)
+        measured = CorpusModel().evaluate(model, (data.fetch("test", span) for span in spans))
+    part = text[round(0.9 * len(text)) :]
+    values = {name: metric.value() for name, metric in measured.items()}
+    assert values["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(part.encode()), rel=1e-6)
+    assert values["bits_per_character"] == pytest.approx(nats / math.log(2) / len(part), rel=1e-6)
+    assert values["perplexity"] == pytest.approx(math.exp(nats / len(pairs)), rel=1e-6)
+    right = sum(int(table[a].argmax()) == b for a, b in pairs)
+    assert values["accuracy"] == pytest.approx(right / len(pairs))
+    assert CorpusModel.measure == "bits_per_byte"
+
+
 def test_the_first_part_that_holds_any_stays():
     parts = [First(), First([1], [2, 3], [0.5, 1.5]), First([4], [5], [2.0])]
     parts[0].merge(parts[1])
@@ -114,11 +144,16 @@ def test_loss_is_the_mean_over_next_tokens(dataset):
     assert loss.item() == pytest.approx(expected, rel=1e-5) and logs["loss"] is loss
 
 
-def test_what_does_not_fit_is_told(dataset):
+def test_what_does_not_fit_is_told(dataset, tmp_path):
     model = Config(vocab_size=5, width=4, embedding=4).build()
     with pytest.raises(UsageError, match="has 5 tokens in its vocabulary, the text 11") as caught:
         LanguageModel().check(model, dataset)
     assert caught.value.hint == "--model.vocab-size 11"
+    (tmp_path / "c.txt").write_text(PATTERN, encoding="utf-8")
+    corpus = Corpus(path=str(tmp_path / "c.txt"), vocab_size=280, length=16, context=8).open()
+    with pytest.raises(UsageError, match="has 5 tokens in its vocabulary, the text 269") as caught:
+        LanguageModel().check(model, corpus)
+    assert caught.value.hint == "--model.vocab-size 269, or --data.vocab-size 5"
     with pytest.raises(UsageError, match="not from ImageDataset"):
         LanguageModel().check(model, Images().open())
 
@@ -229,7 +264,7 @@ def run(tmp_path_factory):
     (folder / "x.txt").write_text(PATTERN, encoding="utf-8")
     recipe = Recipe(
         name="lstm.cat",
-        model=Config(cell="lstm", vocab_size=11, embedding=16, width=48),
+        model=Config(cell="lstm", vocab_size=0, embedding=16, width=48),
         data=Text(path=str(folder / "x.txt"), length=32, context=32, validation=0.1, test=0.1),
         task=LanguageModel(),
         optim=Optim("adamw", lr=0.02),
@@ -240,6 +275,12 @@ def run(tmp_path_factory):
         precision="fp32",
     )
     return fit.train(recipe, run=folder / "run", device="cpu", quiet=True)
+
+
+def test_the_vocabulary_follows_the_text(run):
+    assert run.recipe.model.vocab_size == 11
+    with pytest.raises(ValueError, match="vocab_size is 0; it must be set"):
+        Config(vocab_size=0).build()
 
 
 def test_a_text_is_learned_and_continued(run, tmp_path):
@@ -280,6 +321,60 @@ def test_an_answer_is_streamed(run, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the \xff")))
     assert main([*asked, "-"]) == 2
     assert "stdin is not UTF-8 text: byte 4 is 0xff" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def corpus_run(tmp_path_factory):
+    """An LSTM of byte pairs."""
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "x.txt").write_text(PATTERN, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ETUDE_HOME", str(folder / "home"))
+        recipe = Recipe(
+            name="lstm.pairs",
+            model=Config(cell="lstm", vocab_size=0, embedding=16, width=48),
+            data=Corpus(path=str(folder / "x.txt"), vocab_size=265, length=32, context=16, validation=0.1, test=0.1),
+            task=CorpusModel(),
+            optim=Optim("adamw", lr=0.02),
+            steps=200,
+            batch_size=16,
+            clip=1.0,
+            precision="fp32",
+        )
+        return fit.train(recipe, run=folder / "run", device="cpu", quiet=True)
+
+
+def test_a_corpus_is_learned_and_continued(corpus_run, tmp_path, capsys):
+    assert (corpus_run.path / "tokenizer.json").is_file() and corpus_run.recipe.model.vocab_size == 265
+    assert corpus_run.result["best"]["bits_per_byte"] < 0.8
+    answer = corpus_run.predict("the cat", length=12, temperature=0)
+    assert (answer.prompt + answer.text).startswith("the cat sat on the mat;")
+    assert "".join(corpus_run.stream("the cat", length=12, temperature=0)) == answer.prompt + answer.text
+    assert corpus_run.evaluate("test") == pytest.approx(corpus_run.result["eval"], rel=1e-5)
+    longer = corpus_run.evaluate("test", changes={"data.context": 24, "data.length": 40})
+    assert longer["bits_per_byte"] == pytest.approx(corpus_run.result["eval"]["bits_per_byte"], abs=0.2)
+    # another text is read in the run's own pairs, and all of it is measured
+    (tmp_path / "other.txt").write_text("on the mat sat the cat; naïve " * 9, encoding="utf-8")
+    command = ["eval", str(corpus_run.path), "--data-path", str(tmp_path / "other.txt"), "--json"]
+    assert main([*command, "--data.context", "0", "--eval-batch-size=3"]) == 0
+    other = json.loads(capsys.readouterr().out)["eval"]
+    assert other["bits_per_byte"] > 1 and other != corpus_run.result["eval"]
+    assert main([*command, "--data.contxt", "0"]) == 2
+    assert "did you mean --data.context" in capsys.readouterr().err
+    assert main([*command, "--data.context", "32"]) == 2
+    assert "data.context 32 must be less than data.length 32" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_its_own_data_only(corpus_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(corpus_run.path, folder)
+    (folder / "result.json").unlink()
+    (tmp_path / "y.txt").write_text("something else altogether, " * 60, encoding="utf-8")
+    with pytest.raises(UsageError, match=r"is not what .* began with"):
+        fit.resume(folder, device="cpu", quiet=True, data_path=str(tmp_path / "y.txt"))
+    (tmp_path / "z.txt").write_text(PATTERN, encoding="utf-8")
+    again = fit.resume(folder, device="cpu", quiet=True, data_path=str(tmp_path / "z.txt"))
+    assert again.result["weights_sha256"] == corpus_run.result["weights_sha256"]
 
 
 def test_prompts_that_cannot_be_continued(run):

@@ -235,7 +235,7 @@ def test_a_kill_leaves_nothing_half_made(tmp_path: Path, home: Path):
     path = written(tmp_path / "a.txt", TEXT * 20)
     program = (
         "import os, signal, sys\nfrom etude.data import corpus, documents\nfrom etude.data.corpus import Corpus\n"
-        "documents.PIECE, corpus.AT_ONCE = 1000, 4\nadd, count = corpus._Row.add, [0]\n"
+        "documents.PIECE, corpus.AT_ONCE = 1000, 4000\nadd, count = corpus._Row.add, [0]\n"
         "def dying(*a):\n    count[0] += 1\n    os.kill(os.getpid(), signal.SIGKILL) if count[0] == 30 else add(*a)\n"
         "corpus._Row.add = dying\nCorpus(path=sys.argv[1], vocab_size=300, length=16, context=8).open()\n"
     )

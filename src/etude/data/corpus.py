@@ -11,7 +11,6 @@ ones stay together; few are laid end to end and cut into contiguous parts. A tok
 """
 
 import hashlib
-import itertools
 import json
 import os
 import shutil
@@ -41,8 +40,8 @@ FORMAT = 1
 """Counts the changes of what is written, so that no version takes another's files for its own."""
 MANY = 100
 """From so many documents on, whole ones are held out."""
-AT_ONCE = 256
-"""Pieces that are tokenised together, on all cores."""
+AT_ONCE = 1 << 22
+"""Characters that are tokenised together, on all cores."""
 END_OF_BYTES = 256
 """The id between documents of bytes."""
 PARTS = ("train", "validation", "test")
@@ -337,8 +336,7 @@ def make(data: Corpus, folder: Path, survey: Survey, settings: dict[str, Any], t
         shares = {"train": 1 - settings["validation"] - settings["test"], **settings}
         rows = {part: _Row(work / f"{part}.bin", dtype, tokens.end) for part in PARTS if shares[part] > 1e-9}
         with progress.bar("tokenising", survey.bytes) as moved:
-            parted = survey.parted(settings)
-            while together := list(itertools.islice(parted, AT_ONCE)):
+            for together in _batched(survey.parted(settings)):
                 for (part, text, last), ids in zip(together, tokens.encode_all([text for _, text, _ in together])):
                     rows[part].add(text, ids, last)
                 moved(sum(len(text) for _, text, _ in together))
@@ -354,6 +352,19 @@ def make(data: Corpus, folder: Path, survey: Survey, settings: dict[str, Any], t
             (work / tokenizers.FILE).write_text(tokenizers.to_json(tokens.tokenizer), encoding="utf-8")
         (work / RECEIPT).write_text(json.dumps(receipt, indent=1), encoding="utf-8")
         os.replace(work, folder)
+
+
+def _batched(parted: Iterator[tuple[str, str, bool]]) -> Iterator[list[tuple[str, str, bool]]]:
+    """Pieces of some AT_ONCE characters together."""
+    held, size = [], 0
+    for piece in parted:
+        held.append(piece)
+        size += len(piece[1])
+        if size >= AT_ONCE:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
 
 
 # ---------------------------------------------------------------- reading
@@ -404,13 +415,16 @@ class CorpusDataset(Windows):
         size = path.stat().st_size if path.is_file() else 0
         if size != said["tokens"] * dtype.itemsize:
             raise _damaged(self.folder, f"{path.name} has {size:,} bytes of {said['tokens'] * dtype.itemsize:,}")
-        with open(path, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != said["sha256"]:
-                raise _damaged(self.folder, f"{path.name} is not as its sha256 says")
-        row = np.memmap(path, dtype, mode="r")
-        if (largest := int(row.max())) >= len(self.vocabulary):
+        sha256, largest = hashlib.sha256(), 0
+        with open(path, "rb") as file:  # not through the map, whose pages would stay
+            while content := file.read(documents.CHUNK):
+                sha256.update(content)
+                largest = max(largest, int(np.frombuffer(content, dtype).max()))
+        if sha256.hexdigest() != said["sha256"]:
+            raise _damaged(self.folder, f"{path.name} is not as its sha256 says")
+        if largest >= len(self.vocabulary):
             raise _damaged(self.folder, f"{path.name} holds token {largest:,} of {len(self.vocabulary):,}")
-        return row
+        return np.memmap(path, dtype, mode="r")
 
     def _check(self, rows: dict[str, NDArray[Any]]) -> None:
         """Whether there is enough text."""

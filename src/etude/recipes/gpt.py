@@ -60,7 +60,7 @@ def _gpt3(size: str, *, lr: float, batch_size: int, ramp_tokens: float) -> Recip
     starts = ramped(ramp, batch_size, batch_size // parts)
     steps = len(starts) - 1 + math.ceil((TOKENS / LENGTH - starts[-1]) / batch_size)
     return Recipe(
-        name=f"gpt.{size.replace('-', '_')}",
+        name=f"gpt.{size.replace('-', '_').replace('.', '_')}",
         model=gpt.sizes[size],
         data=Corpus(source="bible", tokens="gpt2", length=LENGTH, context=LENGTH // 2),
         task=CorpusModel(),

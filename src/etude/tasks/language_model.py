@@ -248,7 +248,10 @@ def written(model: nn.Module, prompt: list[int], ask: Continue, end: int | None 
     drawn = order.uniform(ask.seed, 0, np.arange(ask.length), 1, order.AUGMENT)[:, 0]
     state, read, seen = None, torch.tensor([prompt], device=device), list(prompt)
     for number in drawn.tolist():
-        logits, state = model(read, state)
+        if hasattr(model, "config"):
+            logits = model(torch.tensor([seen[-model.config.context:]], device=device))
+        else:
+            logits, state = model(read, state)
         p = probabilities(logits[0, -1].double().cpu(), ask, seen)
         chosen = min(int(torch.searchsorted(p.cumsum(0), number * p.sum(), right=True)), len(p) - 1)
         if chosen == end:

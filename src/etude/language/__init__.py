@@ -1,0 +1,1 @@
+"""Language: the Transformer, GPT and BERT."""

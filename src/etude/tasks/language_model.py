@@ -4,7 +4,7 @@ import base64
 import io
 import math
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from etude.data import order
 from etude.data.base import Batch, Data, Dataset
 from etude.data.corpus import CorpusDataset, Tokens
-from etude.data.text import TextDataset, Texts
+from etude.data.text import TextDataset, Texts, TextTokens
 from etude.errors import UsageError
+from etude.nn import generation
 from etude.tasks.base import Ask, Block, LossLogs, Task
 from etude.tasks.metrics import Exponential, Mean, Metric
 
@@ -184,33 +185,41 @@ class LanguageModel(Task):
         """Each prompt's continuation. Inputs: texts, or Paths of files that hold one."""
         assert isinstance(data, Texts)
         asked, vocabulary = ask or Continue(), data.vocabulary_of(facts)
+        prompts = [data.text(raw) for raw in inputs]
+        ids = [_encoded(model, vocabulary, prompt) for prompt in prompts]
+        together = [ids] if hasattr(model, "cache") else [[one] for one in ids]
         results = []
-        for prompt in (_prompt(data, raw) for raw in inputs):
-            made = list(written(model, vocabulary.encode(prompt).tolist(), asked, _end(vocabulary)))
-            tokens = zip(vocabulary.texts(i for i, _ in made), (cost for _, cost in made))
-            pieces = tuple(until(tokens, asked.stop))
-            results.append(Continuation(prompt, "".join(text for text, _ in pieces), pieces))
+        for batch in together:
+            steps = list(written(model, batch, asked, vocabulary))
+            for i in range(len(batch)):
+                made = [one for step in steps if (one := step[i])]
+                tokens = zip(vocabulary.texts(token for token, _ in made), (bits for _, bits in made))
+                pieces = tuple(until(tokens, asked.stop))
+                results.append(Continuation(prompts[len(results)], "".join(text for text, _ in pieces), pieces))
         return results
 
     def stream(self, model: nn.Module, raw: Any, data: Data, facts: dict[str, Any], ask: Any = None) -> Iterator[str]:
         """The prompt, and its continuation while it is written."""
         assert isinstance(data, Texts)
         asked, vocabulary = ask or Continue(), data.vocabulary_of(facts)
-        prompt = _prompt(data, raw)
+        prompt = data.text(raw)
+        ids = _encoded(model, vocabulary, prompt)
         yield prompt
-        ids = (i for i, _ in written(model, vocabulary.encode(prompt).tolist(), asked, _end(vocabulary)))
-        yield from (text for text, _ in until(((text, 0.0) for text in vocabulary.texts(ids)), asked.stop))
+        tokens = (one[0] for step in written(model, [ids], asked, vocabulary) if (one := step[0]))
+        yield from (text for text, _ in until(((text, 0.0) for text in vocabulary.texts(tokens)), asked.stop))
 
 
-def _prompt(data: Texts, raw: Any) -> str:
-    if prompt := data.text(raw):
-        return prompt
-    raise UsageError("the prompt is empty; at least one character is needed")
-
-
-def _end(vocabulary: Any) -> int | None:
-    """The token that ends a text, where there is one."""
-    return vocabulary.end if isinstance(vocabulary, Tokens) else None
+def _encoded(model: nn.Module, vocabulary: TextTokens, prompt: str) -> list[int]:
+    """The prompt's ids, which the model can read."""
+    if not prompt:
+        raise UsageError("the prompt is empty; at least one character is needed")
+    ids, context = vocabulary.encode(prompt).tolist(), context_of(model)
+    if context is not None and len(ids) > context:
+        raise UsageError(
+            f"the prompt has {len(ids):,} tokens, and the model reads {context:,} at most",
+            hint="a shorter prompt, such as its last part",
+        )
+    return ids
 
 
 def logits_of(outputs: Any) -> Tensor:
@@ -238,56 +247,61 @@ def until(tokens: Iterable[tuple[str, float]], stop: str) -> Iterator[tuple[str,
     yield from held
 
 
-def written(model: nn.Module, prompt: list[int], ask: Continue, end: int | None = None) -> Iterator[tuple[int, float]]:
-    """Continue a prompt token by token, what the model has read carried along: each token, and the bits it cost.
+Step = list[tuple[int, float] | None]
+"""What was written of each text: a token and the bits it cost, or None where the text is over."""
 
-    Token n is drawn by the n-th number of a counter-based generator, so the text is a function of the model, the prompt
-    and `ask`, on any device, up to the rounding of the probabilities. It is over where `end` is drawn.
+
+def written(
+    model: Any, prompts: list[list[int]], ask: Continue, vocabulary: TextTokens | None = None
+) -> Iterator[Step]:
+    """Continue prompts together, token by token, what the model has read carried along.
+
+    Token n is drawn by the n-th number of a counter-based generator, so a text is a function of the model, its prompt
+    and `ask`, on any device and beside any others, up to the rounding of the probabilities. It is over where the
+    vocabulary's token between documents is drawn. A model that reads so many tokens and no more goes on from the last
+    half of them where it is full.
     """
-    device = next(model.parameters()).device
-    drawn = order.uniform(ask.seed, 0, np.arange(ask.length), 1, order.AUGMENT)[:, 0]
-    state, read, seen = None, torch.tensor([prompt], device=device), list(prompt)
-    for number in drawn.tolist():
-        if hasattr(model, "config"):
-            logits = model(torch.tensor([seen[-model.config.context:]], device=device))
-        else:
-            logits, state = model(read, state)
-        p = probabilities(logits[0, -1].double().cpu(), ask, seen)
-        chosen = min(int(torch.searchsorted(p.cumsum(0), number * p.sum(), right=True)), len(p) - 1)
-        if chosen == end:
-            return
-        seen.append(chosen)
-        yield chosen, -math.log2(max(p[chosen].item(), 1e-30))
-        read = torch.tensor([[chosen]], device=device)
+    context, device = context_of(model), next(model.parameters()).device
+    drawn = torch.from_numpy(order.uniform(ask.seed, 0, np.arange(ask.length), 1, order.AUGMENT))
+    chosen_by = {name: getattr(ask, name) for name in ("temperature", "top_k", "top_p", "repetition_penalty")}
+    end = vocabulary.end if isinstance(vocabulary, Tokens) else None
+    texts, over = [list(prompt) for prompt in prompts], [False] * len(prompts)
+    rows, done = texts, 0
+    while done < ask.length:
+        longest = max(map(len, rows))
+        read = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
+        padding, state = torch.tensor([longest - len(row) for row in rows], device=device), None
+        if padding.any():
+            state = model.cache(len(rows), padding=padding)
+        seen = None
+        if vocabulary is not None and ask.repetition_penalty != 1:
+            seen = torch.zeros(len(texts), len(vocabulary), dtype=torch.bool, device=device)
+            for marks, text in zip(seen, texts):
+                marks[text] = True
+        steps = ask.length - done if context is None else min(ask.length - done, context - longest + 1)
+        numbers = drawn[done : done + steps].expand(steps, len(rows))
+        for chosen, p in generation.write(model, read, numbers, state=state, seen=seen, **chosen_by):
+            step: Step = []
+            for i, (token, probability) in enumerate(zip(chosen.tolist(), p.tolist())):
+                over[i] = over[i] or token == end
+                step.append(None if over[i] else (token, -math.log2(max(probability, 1e-30))))
+                texts[i].append(token)
+            yield step
+            if all(over):
+                return
+        done += steps
+        rows = [text[-max(1, (context or 2) // 2) :] for text in texts]
 
 
-def write(model: nn.Module, prompt: list[int], ask: Continue, end: int | None = None) -> tuple[list[int], list[float]]:
+def context_of(model: Any) -> int | None:
+    """How many tokens the model reads at most; None where it reads on for ever."""
+    return getattr(getattr(model, "config", None), "context", None)
+
+
+def write(model: nn.Module, prompt: list[int], ask: Continue) -> tuple[list[int], list[float]]:
     """All tokens of a continuation, and their bits."""
-    made = list(written(model, prompt, ask, end))
+    made = [one for step in written(model, [prompt], ask) if (one := step[0])]
     return [token for token, _ in made], [bits for _, bits in made]
-
-
-def probabilities(logits: Tensor, ask: Continue, seen: Sequence[int] = ()) -> Tensor:
-    """(V,) logits -> (V,) probabilities of drawing each token, `seen` being those that the text holds."""
-    if ask.repetition_penalty != 1 and seen:
-        ids = torch.tensor(sorted(set(seen)), device=logits.device)
-        old = logits[ids]
-        logits = logits.index_copy(
-            0, ids, torch.where(old > 0, old / ask.repetition_penalty, old * ask.repetition_penalty)
-        )
-    if ask.temperature == 0:
-        return F.one_hot(logits.argmax(), len(logits)).double()
-    logits = logits / ask.temperature
-    if 0 < ask.top_k < len(logits):
-        kept = logits.topk(ask.top_k).indices
-        logits = torch.full_like(logits, -math.inf).index_copy(0, kept, logits[kept])
-    p = logits.softmax(0)
-    if ask.top_p < 1:
-        sorted_p, places = p.sort(descending=True, stable=True)
-        sorted_p[sorted_p.cumsum(0) - sorted_p >= ask.top_p] = 0  # the most likely one always stays
-        p = torch.zeros_like(p).index_copy(0, places, sorted_p)
-        p = p / p.sum()
-    return p
 
 
 @dataclass(frozen=True)

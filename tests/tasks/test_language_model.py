@@ -20,24 +20,16 @@ from torch import Tensor, nn
 from etude.basics.rnn import Config
 from etude.cli import main
 from etude.data import order
-from etude.data.corpus import Corpus
+from etude.data.corpus import Corpus, Tokens
 from etude.data.images import Images
-from etude.data.text import Text, TextDataset
+from etude.data.text import Text, TextDataset, Vocabulary
 from etude.engine import fit
 from etude.engine.optim import Optim, Schedule
 from etude.engine.recipe import Recipe
 from etude.errors import UsageError
+from etude.language.gpt import Config as GPTConfig
 from etude.tasks.language_model import (
-    Continuation,
-    Continue,
-    CorpusModel,
-    First,
-    LanguageModel,
-    coloured,
-    probabilities,
-    until,
-    write,
-    written,
+    Continuation, Continue, CorpusModel, First, LanguageModel, coloured, until, write, written,
 )  # fmt: skip
 
 PATTERN = "the cat sat on the mat; " * 60
@@ -54,6 +46,8 @@ class Bigram(nn.Module):
     def forward(self, ids: Tensor, state: int | None = None) -> tuple[Tensor, int]:
         self.calls.append(ids.shape[1])
         return self.table[ids], (state or 0) + ids.shape[1]
+
+    read = forward
 
 
 def bigram(size: int) -> Bigram:
@@ -161,41 +155,6 @@ def test_what_does_not_fit_is_told(dataset, tmp_path):
 # --- sampling
 
 
-def test_probabilities():
-    logits = torch.tensor([1.0, 3.0, 2.0, -1.0], dtype=torch.float64)
-    e = [math.exp(x / 0.5) for x in (1, 3, 2, -1)]
-    torch.testing.assert_close(
-        probabilities(logits, Continue(temperature=0.5)), torch.tensor([x / sum(e) for x in e], dtype=torch.float64)
-    )
-    two = probabilities(logits, Continue(temperature=1, top_k=2)).tolist()
-    assert two == pytest.approx([0, 1 / (1 + math.exp(-1)), 1 / (1 + math.e), 0])
-    assert probabilities(logits, Continue(temperature=0)).tolist() == [0, 1, 0, 0]
-    assert probabilities(logits, Continue(temperature=1, top_k=9)).sum() == pytest.approx(1)
-
-
-def test_top_p_keeps_the_fewest_that_suffice():
-    logits = torch.tensor([0.1, 0.4, 0.2, 0.3], dtype=torch.float64).log()
-    for top_p, kept in (
-        (0.3, [1]),
-        (0.39, [1]),
-        (0.41, [1, 3]),
-        (0.69, [1, 3]),
-        (0.75, [1, 3, 2]),
-        (1.0, [1, 3, 2, 0]),
-    ):
-        p = probabilities(logits, Continue(temperature=1, top_p=top_p))
-        whole = sum((0.1, 0.4, 0.2, 0.3)[i] for i in kept)
-        assert p.tolist() == pytest.approx([(0.1, 0.4, 0.2, 0.3)[i] / whole if i in kept else 0 for i in range(4)])
-
-
-def test_repetition_is_penalised_once_a_token():
-    """A positive logit of a token that was seen is divided, a negative one multiplied."""
-    logits = torch.tensor([1.0, 3.0, 2.0, -1.0], dtype=torch.float64)
-    p = probabilities(logits, Continue(temperature=1, repetition_penalty=2.0), [1, 1, 3])
-    torch.testing.assert_close(p, torch.tensor([1.0, 1.5, 2.0, -2.0], dtype=torch.float64).softmax(0))
-    assert probabilities(logits, Continue(temperature=0, repetition_penalty=2.0), [1]).argmax() == 2
-
-
 @given(st.lists(st.text(alphabet="ab", max_size=3), max_size=8), st.text(alphabet="ab", max_size=4))
 def test_stopping_cuts_before_the_stop(tokens: list[str], stop: str):
     whole, taken = "".join(tokens), []
@@ -217,10 +176,44 @@ def test_what_cannot_become_the_stop_is_not_held_back():
 
 
 def test_writing_is_over_where_the_text_ends():
-    model = bigram(6)
-    whole = [token for token, _ in written(model, [1], Continue(length=50, temperature=1.3, seed=7))]
-    cut = [token for token, _ in written(model, [1], Continue(length=50, temperature=1.3, seed=7), end=whole[5])]
-    assert cut == whole[: whole.index(whole[5])]
+    """Of each text by itself; the others go on."""
+    model, asked = gpt(vocab_size=257), Continue(length=60, temperature=3.0, seed=7)
+    vocabulary = Tokens(None)
+    whole = [step[0] for step in written(model, [[1]], asked)]
+    tokens = [one[0] for one in whole if one]
+    vocabulary.end = tokens[5]
+    cut = [step[0] for step in written(model, [[1]], asked, vocabulary)]
+    assert cut == [*whole[: tokens.index(tokens[5])], None]
+    both = list(written(model, [[1], [9]], asked, vocabulary))
+    assert [step[0] for step in both if step[0]] == cut[:-1] and any(step[1] for step in both[len(cut) :])
+
+
+def gpt(**changes: Any) -> Any:
+    torch.manual_seed(0)
+    given = {"vocab_size": 11, "context": 16, "width": 16, "depth": 2, "num_heads": 2}
+    return GPTConfig(**(given | changes)).build().eval()
+
+
+@pytest.mark.parametrize("asked", [Continue(length=40, temperature=1.0), Continue(length=9, repetition_penalty=1.5)])
+def test_texts_written_together_are_those_written_alone(asked):
+    """Whatever their lengths are, and where the context is full too."""
+    model, prompts, vocabulary = gpt(), [[1, 2, 3], [4], [5, 6, 7, 8, 9]], Vocabulary("abcdefghijk")
+    together = list(written(model, prompts, asked, vocabulary))
+    for i, prompt in enumerate(prompts):
+        alone = [step[0] for step in written(model, [prompt], asked, vocabulary)]
+        here = [step[i] for step in together]
+        places = range(asked.length if asked.length < 12 else 12)  # from there on they go on from other places
+        assert [here[n][0] for n in places if here[n]] == [alone[n][0] for n in places if alone[n]]
+
+
+def test_a_full_context_goes_on_from_its_last_half():
+    model = gpt()
+    made = [step[0] for step in written(model, [[1, 2, 3]], Continue(length=40, temperature=0))]
+    text = [1, 2, 3, *(one[0] for one in made if one)]
+    assert len(text) == 43
+    for at in range(3, 43):
+        read = text[:at] if at <= 16 else text[at - (8 + (at - 17) % 9) : at]
+        assert model(torch.tensor([read]))[0, -1].argmax() == text[at]
 
 
 def test_writing_streams_the_state_and_draws_by_inversion():

@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import types
 import typing
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -210,11 +211,9 @@ class Recipe:
         return torch.channels_last if self.channels_last else torch.preserve_format
 
     def with_(self, **changes: Any) -> "Recipe":
-        """A variant with fields changed by dotted name: `recipe.with_(**{"optim.lr": 0.05, "steps": 200})`."""
-        recipe = self
-        for name, value in changes.items():
-            recipe = _replace(recipe, name.split("."), value, name)
-        return recipe
+        """A variant with fields changed by dotted name: `recipe.with_(**{"optim.lr": 0.05, "steps": 200})`, all at
+        once."""
+        return _replace(self, changes, "")
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionaries, lists, numbers and strings, each dataclass with its "type"."""
@@ -337,16 +336,19 @@ def _field_names(config: Any) -> set[str]:
     return {f.name for f in dataclasses.fields(config)} if dataclasses.is_dataclass(config) else set()
 
 
-def _replace(config: Any, path: list[str], value: Any, name: str) -> Any:
-    fields = _field_names(config)
-    if path[0] not in fields:
-        nearest = difflib.get_close_matches(path[0], sorted(fields), 1)
-        full = name[: len(name) - len(".".join(path))]
-        raise UsageError(
-            f"unknown field {name!r}", hint=f"did you mean {full}{nearest[0]}?" if nearest else "see --help"
-        )
-    if len(path) > 1:
-        value = _replace(getattr(config, path[0]), path[1:], value, name)
-    else:
-        value = check(value, typing.get_type_hints(type(config))[path[0]], name)
-    return dataclasses.replace(config, **{path[0]: value})
+def _replace(config: Any, changes: dict[str, Any], where: str) -> Any:
+    """The configuration, itself the field `where` of the whole, with fields changed by dotted name."""
+    fields, values, inner = _field_names(config), {}, defaultdict(dict)
+    for name, value in changes.items():
+        first, _, rest = name.partition(".")
+        if first not in fields:
+            found = difflib.get_close_matches(first, sorted(fields), 1)
+            hint = f"did you mean {where}{found[0]}?" if found else "see --help"
+            raise UsageError(f"unknown field {where + name!r}", hint=hint)
+        if rest:
+            inner[first][rest] = value
+        else:
+            values[first] = check(value, typing.get_type_hints(type(config))[first], where + first)
+    for first, parts in inner.items():
+        values[first] = _replace(values.get(first, getattr(config, first)), parts, f"{where}{first}.")
+    return dataclasses.replace(config, **values) if values else config

@@ -10,6 +10,7 @@ import pickle
 import struct
 import zlib
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from PIL import Image
 from scipy.sparse import csr_matrix
 
 from etude.catalog import recipes
+from etude.data.corpus import Corpus
 from etude.data.graphs import Graph
 from etude.data.images import Images
 from etude.data.text import Text
 from etude.engine.checkpoint import digest
 from etude.engine.parallel import World
-from etude.engine.recipe import Recipe
+from etude.engine.recipe import Ramp, Recipe
 from etude.engine.study import train as train_study
 from etude.engine.trainer import Trainer
 from etude.recipes import find_recipe, find_study
@@ -138,6 +140,16 @@ def small(name: str, folder: Path) -> Recipe:
             write_graph(folder, recipe.data.source, recipe.model.in_features, recipe.model.num_classes)
             changes["data.path"] = str(folder)
         return recipe.with_(**changes)
+    if isinstance(recipe.data, Corpus):
+        write_ztext(folder)
+        data = {"path": str(folder), "length": 24, "context": 12, "tokens": "bytes"}
+        if recipe.data.tokens == "bpe":
+            data |= {"tokens": "bpe", "vocab_size": 300}
+        model = {"vocab_size": 0, "context": 32, "width": 48, "depth": 2, "num_heads": 4}
+        ramp = Ramp(first=4, samples=60) if recipe.ramp.first else Ramp()
+        recipe = replace(recipe, batch_size=20, accumulate=10 if ramp.first else 2, ramp=ramp)
+        changes |= {f"data.{key}": value for key, value in data.items()} | {"optim.lr": 3e-3}
+        return recipe.with_(**changes, **{f"model.{key}": value for key, value in model.items()})
     assert isinstance(recipe.data, Images | Text)
     if recipe.data.source in WRITERS:
         WRITERS[recipe.data.source](folder)
@@ -150,6 +162,11 @@ def small(name: str, folder: Path) -> Recipe:
     if recipe.optim.name == "sgd":
         changes["optim.lr"] = 0.005 if "resnet" in name else 0.03
     return recipe.with_(**changes)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ETUDE_HOME", str(tmp_path / "home"))
 
 
 def trainer(recipe: Recipe, directory: Path) -> Trainer:
@@ -187,7 +204,8 @@ def test_recipe(name, tmp_path):
 
     whole.model.eval()
     asked = [raw for _, raw in whole.dataset.samples("test", 3)]
-    answers = recipe.task.predict(whole.model, asked, recipe.data, whole.dataset.facts)
+    facts = whole.dataset.facts | {"files": whole.dataset.files}
+    answers = recipe.task.predict(whole.model, asked, recipe.data, facts)
     assert len(answers) == len(asked) and json.dumps([answer.json() for answer in answers])
     if isinstance(recipe.data, Images | Graph):
         assert all(answer.row()[0] in whole.dataset.facts["classes"] for answer in answers)
@@ -198,7 +216,7 @@ def test_loss_falls(name, tmp_path):
     """On one batch that is seen again and again, the loss falls to less than two thirds."""
     (tmp_path / "data").mkdir()
     recipe = small(name, tmp_path / "data").with_(**{"ema": None, "steps": 100, "schedule.name": "constant"})
-    recipe = recipe.with_(**{"model.dropout": 0.0, "precision": "fp32"})
+    recipe = recipe.with_(**{"model.dropout": 0.0, "precision": "fp32", "ramp.first": 0})
     learner = trainer(recipe, tmp_path / "run")
     learner.model.train()
     batch = learner.dataset.finish(learner.dataset.batch(seed=0, step=0, batch_size=recipe.batch_size))

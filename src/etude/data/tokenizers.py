@@ -98,6 +98,18 @@ def wordpiece(vocabulary: str | Path, *, lowercase: bool = True) -> Tokenizer:
     return tokenizer
 
 
+def token_bytes(tokenizer: Tokenizer) -> list[bytes] | None:
+    """The bytes that each token of a byte-level vocabulary stands for, of special tokens none; None for others."""
+    if not isinstance(tokenizer.decoder, decoders.ByteLevel):
+        return None
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # GPT-2's letters for bytes
+    hidden = [byte for byte in range(256) if byte not in visible]
+    byte = {chr(b): b for b in visible} | {chr(256 + i): b for i, b in enumerate(hidden)}
+    special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    texts = {i: text for text, i in tokenizer.get_vocab().items()}
+    return [b"" if i in special else bytes(byte[letter] for letter in texts[i]) for i in range(len(texts))]
+
+
 def _either(folder: Path, *names: str) -> Path:
     found = [folder / name for name in names if (folder / name).is_file()]
     if not found:

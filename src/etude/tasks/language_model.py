@@ -115,13 +115,13 @@ class LanguageModel(Task):
                 f"the model has {outputs:,} tokens in its vocabulary, the text {wanted:,}",
                 hint=f"--model.vocab-size {wanted}{other}",
             )
-        width = max(dataset.width, dataset.length)
-        try:
-            model(torch.zeros(1, width, dtype=torch.int64))
-        except ValueError as error:
+        width, context = max(dataset.width, dataset.length), context_of(model)
+        if context is not None and width > context:
+            length = context if isinstance(dataset, CorpusDataset) else context - context // 2
             raise UsageError(
-                f"a window of {width} tokens does not fit: {error}", hint="--data.length, smaller"
-            ) from None
+                f"a window has {width:,} tokens, and the model reads {context:,} at most",
+                hint=f"--data.length {length} --data.context {context // 2}",
+            )
         model.train()
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, LossLogs]:

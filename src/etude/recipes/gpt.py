@@ -13,14 +13,14 @@ def bible() -> Recipe:
     """The World English Bible in byte pairs learned from it: not run yet."""
     return Recipe(
         name="gpt.bible",
-        model=gpt.Config(vocab_size=0, context=256, width=256, depth=6, num_heads=4, dropout=0.1),
+        model=gpt.Config(vocab_size=0, context=256, width=256, depth=6, num_heads=4, dropout=0.0),
         data=Corpus(source="bible", tokens="bpe", vocab_size=4096, length=256, context=128),
         task=CorpusModel(),
         optim=Optim("adamw", lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1, decay_vectors=False),
         schedule=Schedule("cosine", warmup=100, final=0.05),
-        steps=2600,
+        steps=3000,
         batch_size=8,
-        eval_every=400,
+        eval_every=500,
         eval_batch_size=32,
         clip=1.0,
     )

@@ -27,19 +27,19 @@ def bible() -> Recipe:
 
 
 def small() -> Recipe:
-    """GPT-2's smallest size, 124M parameters, on any text (--data.path FILE_OR_FOLDER) in GPT-2's vocabulary. Batches
-    of half a million tokens, computed in parts of four windows: more at once on a GPU, by --accumulate. Not run here
-    but for its dry run."""
+    """GPT-2's smallest size, 124M parameters, on any text (--data.path FILE_OR_FOLDER) in GPT-2's vocabulary: batches of
+    32,768 tokens, computed in parts of four windows; more at once on a GPU, by --accumulate. Not run here."""
     return Recipe(
         name="gpt.small",
         model=gpt.sizes["gpt2"],
         data=Corpus(source="bible", tokens="gpt2", length=1024, context=512),
         task=CorpusModel(),
-        optim=Optim("adamw", lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1, decay_vectors=False),
-        schedule=Schedule("cosine", warmup=700, final=0.1),
+        optim=Optim("adamw", lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, decay_vectors=False),
+        schedule=Schedule("cosine", warmup=500, final=0.1),
         steps=20_000,
-        batch_size=512,
-        accumulate=128,
+        batch_size=32,
+        accumulate=8,
+        eval_every=1000,
         eval_batch_size=4,
         clip=1.0,
     )

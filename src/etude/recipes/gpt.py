@@ -27,8 +27,8 @@ def bible() -> Recipe:
 
 
 def small() -> Recipe:
-    """GPT-2's smallest size, 124M parameters, on any text (--data.path FILE_OR_FOLDER) in GPT-2's vocabulary: batches of
-    32,768 tokens, computed in parts of four windows; more at once on a GPU, by --accumulate. Not run here."""
+    """GPT-2's smallest size, 124M parameters, on any text (--data.path FILE_OR_FOLDER) in GPT-2's vocabulary. Batches
+    of 32,768 tokens are computed in parts of four windows: more at once on a GPU, by --accumulate. Not run here."""
     return Recipe(
         name="gpt.small",
         model=gpt.sizes["gpt2"],

@@ -227,6 +227,17 @@ def test_a_full_context_goes_on_from_its_last_half():
         assert model(torch.tensor([read]))[0, -1].argmax() == text[at]
 
 
+def test_what_a_context_does_not_hold_is_told(dataset):
+    model = gpt()
+    with pytest.raises(UsageError, match="a window has 24 tokens, and the model reads 16 at most") as caught:
+        LanguageModel().check(model, dataset)
+    assert caught.value.hint == "--data.length 8 --data.context 8"
+    with pytest.raises(UsageError, match="the prompt has 17 tokens, and the model reads 16 at most"):
+        LanguageModel().predict(model, ["a" * 17], dataset.data, dataset.facts)
+    answers = LanguageModel().predict(model, ["a" * 16, "the"], dataset.data, dataset.facts, Continue(length=20))
+    assert [len(answer.text) for answer in answers] == [20, 20]
+
+
 def test_writing_streams_the_state_and_draws_by_inversion():
     """The prompt is read at once and each token alone; token n is where the cumulated probabilities pass number n."""
     model = bigram(6)

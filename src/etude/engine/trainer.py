@@ -696,7 +696,8 @@ class Trainer:
         self.log(f"etude {version()} · {recipe.name} · {self.params:,} parameters")
         self.log(f"device {self.device}{processes} ({torch.get_num_threads()} threads) · precision {self.precision}")
         self.log(f"data {self.dataset.facts.get('source', '')}: {held}")
-        length = f"{recipe.steps:,} steps of {recipe.batch_size} ({epochs:.1f} epochs)"
+        grown = f"{recipe.ramp.first}, growing to {recipe.batch_size}" if recipe.ramp.first else f"{recipe.batch_size}"
+        length = f"{recipe.steps:,} steps of {grown} ({epochs:.1f} epochs)"
         self.log(f"{length} from step {self.step} · seed {recipe.seed}")
         if self._began and self.step == 0:
             self.log(f"begins with {self._began}")

@@ -13,14 +13,14 @@ def bible() -> Recipe:
     """The World English Bible in byte pairs learned from it: not run yet."""
     return Recipe(
         name="gpt.bible",
-        model=gpt.Config(vocab_size=0, context=256, width=256, depth=6, num_heads=4, dropout=0.1),
+        model=gpt.Config(vocab_size=0, context=256, width=256, depth=6, num_heads=4, dropout=0.0),
         data=Corpus(source="bible", tokens="bpe", vocab_size=4096, length=256, context=128),
         task=CorpusModel(),
         optim=Optim("adamw", lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1, decay_vectors=False),
         schedule=Schedule("cosine", warmup=100, final=0.05),
-        steps=2600,
+        steps=3000,
         batch_size=8,
-        eval_every=400,
+        eval_every=500,
         eval_batch_size=32,
         clip=1.0,
     )
@@ -28,18 +28,18 @@ def bible() -> Recipe:
 
 def small() -> Recipe:
     """GPT-2's smallest size, 124M parameters, on any text (--data.path FILE_OR_FOLDER) in GPT-2's vocabulary. Batches
-    of half a million tokens, computed in parts of four windows: more at once on a GPU, by --accumulate. Not run here
-    but for its dry run."""
+    of 32,768 tokens are computed in parts of four windows: more at once on a GPU, by --accumulate. Not run here."""
     return Recipe(
         name="gpt.small",
         model=gpt.sizes["gpt2"],
         data=Corpus(source="bible", tokens="gpt2", length=1024, context=512),
         task=CorpusModel(),
-        optim=Optim("adamw", lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1, decay_vectors=False),
-        schedule=Schedule("cosine", warmup=700, final=0.1),
+        optim=Optim("adamw", lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, decay_vectors=False),
+        schedule=Schedule("cosine", warmup=500, final=0.1),
         steps=20_000,
-        batch_size=512,
-        accumulate=128,
+        batch_size=32,
+        accumulate=8,
+        eval_every=1000,
         eval_batch_size=4,
         clip=1.0,
     )

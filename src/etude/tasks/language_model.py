@@ -115,13 +115,13 @@ class LanguageModel(Task):
                 f"the model has {outputs:,} tokens in its vocabulary, the text {wanted:,}",
                 hint=f"--model.vocab-size {wanted}{other}",
             )
-        width = max(dataset.width, dataset.length)
-        try:
-            model(torch.zeros(1, width, dtype=torch.int64))
-        except ValueError as error:
+        width, context = max(dataset.width, dataset.length), context_of(model)
+        if context is not None and width > context:
+            length = context if isinstance(dataset, CorpusDataset) else context - context // 2
             raise UsageError(
-                f"a window of {width} tokens does not fit: {error}", hint="--data.length, smaller"
-            ) from None
+                f"a window has {width:,} tokens, and the model reads {context:,} at most",
+                hint=f"--data.length {length} --data.context {context // 2}",
+            )
         model.train()
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, LossLogs]:
@@ -168,7 +168,8 @@ class LanguageModel(Task):
         _, ids, bits = measured["read"].value()
         if ids:
             texts = list(dataset.vocabulary.texts(ids))
-            caption = f"{sum(bits) / len(bits):.2f} bits a token here; white: none, red: 6 and more"
+            each = sum(bits) / max(1, sum(map(len, texts)))
+            caption = f"{each:.2f} bits a character here; white: none, red: 6 and more"
             item = {"png": _png(coloured(texts, bits)), "caption": caption}
             blocks.append({"kind": "images", "title": f"What was hard to foresee in {split}", "items": [item]})
         prompt, ids, _ = measured["written"].value()
@@ -348,7 +349,8 @@ class Continuation:
 
 
 def coloured(texts: list[str], bits: list[float], *, width: int = 880) -> Image.Image:
-    """Text on grounds from white (0 bits) to red (6 bits and more); lines are broken where words end."""
+    """Text on grounds from white (0 bits a character) to red (6 and more), a token's bits shared by its characters;
+    lines are broken where words end."""
     font, margin, height = ImageFont.load_default(16), 14, 24
     places: list[tuple[float, int, str, float]] = []
     x, y, word = float(margin), margin, 0
@@ -358,7 +360,7 @@ def coloured(texts: list[str], bits: list[float], *, width: int = 880) -> Image.
                 x, y, word = float(margin), y + height, len(places)
                 continue
             character = _drawable(character)
-            places.append((x, y, character, cost))
+            places.append((x, y, character, cost / len(text)))
             x += font.getlength(character)
             if character == " ":
                 word = len(places)

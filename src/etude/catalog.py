@@ -126,6 +126,28 @@ SYSTEMS = (
         recipes=("lstm.bible",),
         summary="Gates that keep, forget and show a cell's memory, so that gradients last",
     ),
+    System(
+        name="bert",
+        title="BERT",
+        paper="1810.04805",
+        module="etude.language.bert",
+        sizes=(
+            "bert-base",
+            "bert-base-uncased",
+            "bert-large",
+            "bert-large-uncased",
+            "bert-minilm",
+            "bert-base-classifier",
+            "bert-large-classifier",
+            "bert-minilm-classifier",
+            "bert-base-masked-lm",
+            "bert-large-masked-lm",
+            "bert-minilm-embedder",
+        ),
+        layouts=("transformers", "masked-lm"),
+        recipes=("bert.reviews", "bert.sst2", "bert.mlm"),
+        summary="An encoder that reads from both sides, pre-trained by filling in hidden words",
+    ),
 )
 
 

@@ -29,7 +29,14 @@ PARAMETERS = {
     "resnet152": ("torchvision 0.29.1", 60_192_808),
     "mobilenet_v1": ("Keras", 4_231_976),
     "mobilenet_v2": ("torchvision 0.29.1", 3_504_872),
+    "bert-base": ("transformers 5.23.0", 108_310_272),
+    "bert-base-uncased": ("transformers 5.23.0", 109_482_240),
+    "bert-large": ("transformers 5.23.0", 333_579_264),
+    "bert-large-uncased": ("transformers 5.23.0", 335_141_888),
+    "bert-minilm": ("transformers 5.23.0", 22_713_216),
+    "bert-base-classifier": ("transformers 5.18.0", 108_311_810),
 }
+BERT_GOLDEN = ("bert-base", "bert-base-classifier")
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,8 @@ def checks(size: str) -> Iterator[Check]:
         yield from deformable_checks()
     if size == "cnn":
         yield cnn_formula()
+    if size in BERT_GOLDEN:
+        yield from bert_checks(size)
     if size in graph.FORMULAS:
         yield from (Check(size, *found, graph.BOUND) for found in graph.errors(size))
 
@@ -87,6 +96,25 @@ def golden_checks(size: str) -> Iterator[Check]:
         logits = model(expected.image)
     for quantity, error in expected.errors("logits", logits).items():
         yield Check(size, reference, quantity, error, golden.BOUND)
+
+
+def bert_checks(size: str) -> Iterator[Check]:
+    """Logits of three sentences of 17, 12 and 5 tokens on the golden file's weights: of the classifier, or of the
+    published model with the file's last layer put on it here."""
+    expected = golden.load("bert_base")
+    weights = expected.weights
+    ids = golden.generator(expected.meta["seed"], "tokens").integers(0, 28_996, (3, 17))
+    mask = torch.arange(17) < torch.tensor([[17], [12], [5]])
+    model: Any = catalog.model(size)
+    head = {name: weights.pop(f"classifier.{name}") for name in ("weight", "bias")} if size == "bert-base" else {}
+    load_weights(model, weights, source="transformers").eval()
+    with torch.no_grad():
+        if head:
+            logits = model.pooled(torch.from_numpy(ids), mask) @ head["weight"].T + head["bias"]
+        else:
+            logits = model(torch.from_numpy(ids), mask)
+    for quantity, error in expected.errors("logits", logits).items():
+        yield Check(size, "transformers 5.18.0", quantity, error, golden.BOUND)
 
 
 def formula_weights(model: nn.Module) -> dict[str, np.ndarray]:

@@ -342,7 +342,7 @@ def test_an_empty_sentence_is_refused():
 )
 def test_bad_configurations(change, said):
     with pytest.raises(ValueError, match=said):
-        bert.Config(**SMALL | change)
+        bert.Config(**SMALL | change).build()
 
 
 def test_initial_weights():

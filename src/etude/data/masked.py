@@ -152,7 +152,7 @@ class MaskedDataset(Dataset):
     def samples(self, split: str, count: int) -> list[tuple[str, str]]:
         """Pieces of a split's sentences, one word hidden in each."""
         ids = self._ids[split]
-        span = min(24, len(ids))
+        span = min(24, (self._inner + 1) // 2)
         count = min(count, max(1, len(ids) // span))
         found = []
         for start in (i * (len(ids) - span) // count for i in range(count)):

@@ -26,6 +26,8 @@ from etude.errors import MissingError, UsageError
 REVIEWS = "movieReviewSnippets_GroundTruth.txt"
 DECIDED = 0.5
 """Reviews rated between minus and plus this, of -4 to 4, are neither positive nor negative and left out."""
+NAMED = 60
+"""Characters of a sentence by which an answer to it is named."""
 SPLIT = 0x5EED
 """Seed of which sentences are held out: always the same ones."""
 LABELS = ("label", "class", "sentiment", "target")
@@ -78,11 +80,11 @@ class Sentences(Data):
         inputs: list[tuple[str, str]] = []
         for word in words:
             if word == "-":
-                inputs += _lines("line", decode(sys.stdin.buffer.read(), "standard input"))
+                inputs += _lines(decode(sys.stdin.buffer.read(), "standard input"), "standard input")
             elif _is_file(word):
-                inputs += _lines(word, read_file(Path(word)))
+                inputs += _lines(read_file(Path(word)), word)
             else:
-                inputs.append((word, word))
+                inputs.append((_short(word), word))
         return inputs
 
     def prepare(self, raw: Any) -> Tensor:
@@ -140,12 +142,17 @@ def _is_file(word: str) -> bool:
         return False
 
 
-def _lines(name: str, content: str) -> list[tuple[str, str]]:
-    """Each line that is not blank, by its number. UsageError if there is none."""
-    lines = [(f"{name}:{i}", line.strip()) for i, line in enumerate(content.split("\n"), 1) if line.strip()]
+def _lines(content: str, where: str) -> list[tuple[str, str]]:
+    """Each line that is not blank, with its number. UsageError if there is none."""
+    numbered = [(number, line.strip()) for number, line in enumerate(content.split("\n"), 1)]
+    lines = [(f"{number}: {_short(line)}", line) for number, line in numbered if line]
     if not lines:
-        raise UsageError(f"there is no sentence in {'standard input' if name == 'line' else name}")
+        raise UsageError(f"there is no sentence in {where}")
     return lines
+
+
+def _short(sentence: str) -> str:
+    return sentence if len(sentence) <= NAMED else f"{sentence[:NAMED]}..."
 
 
 def decode(content: bytes, where: str) -> str:
@@ -160,7 +167,7 @@ def decode(content: bytes, where: str) -> str:
 
 
 def read_reviews(folder: Path) -> Rows:
-    """The reviews of Hutto and Gilbert, 2014 (lines of number, mean rating from -4 to 4, sentence), labelled by sign."""
+    """Hutto and Gilbert's reviews, 2014 (lines of number, mean rating from -4 to 4, sentence), labelled by sign."""
     path = folder / REVIEWS
     if not path.is_file():
         raise MissingError(f"{folder} holds no {REVIEWS}", hint="etude data get reviews")

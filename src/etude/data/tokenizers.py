@@ -69,7 +69,7 @@ def train_wordpiece(texts: Sequence[str], vocab_size: int, *, lowercase: bool = 
     characters; the same texts give the same tokenizer. UsageError if `vocab_size` is too small to hold them."""
     normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     characters = sorted({character for text in texts for character in normalizer.normalize_str(text)} - {" "})
-    # the library numbers the pieces it begins with in an order that changes from run to run; here it finds them numbered
+    # the library numbers single characters in an order that changes from run to run, unless it finds them numbered
     first = [*WORDPIECE_SPECIAL, *characters, *(f"##{character}" for character in characters)]
     if vocab_size < len(first):
         raise UsageError(f"a vocabulary of {vocab_size} is too small: single characters alone are {len(first)}")

@@ -51,8 +51,6 @@ class Dimensions:
         for name in ("vocab_size", "width", "depth", "num_heads", "ffn", "positions", "segments"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.width % self.num_heads:
-            raise ValueError(f"width {self.width} does not divide into {self.num_heads} heads")
 
 
 @dataclass(frozen=True)
@@ -140,6 +138,8 @@ class Layer(nn.Module):
 
     def __init__(self, config: Dimensions):
         super().__init__()
+        if config.width % config.num_heads:
+            raise ValueError(f"width {config.width} does not divide into {config.num_heads} heads")
         self.heads = config.num_heads
         self.attention_dropout = config.attention_dropout
         self.qkv = nn.Linear(config.width, 3 * config.width)

@@ -128,7 +128,9 @@ class ClassifySentences(Task):
         tokenizer = tokenizer_of(model, facts)
         texts = [pieces.text(raw) for raw in inputs]
         encoded = pieces.encode(tokenizer, texts, data.length)
-        probabilities = in_chunks(encoded, lambda batch: model(**batch).float().softmax(1), model, tokenizer)
+        probabilities = in_chunks(
+            encoded, lambda batch: model(**batch).float().softmax(1), model, pieces.number(tokenizer, "[PAD]")
+        )
         classes = tuple(facts["classes"])
         return [
             SentenceClass(p, classes, source=text, read=len(one.ids) if one.cut else 0)
@@ -161,10 +163,10 @@ def tokenizer_of(model: nn.Module, facts: dict[str, Any]) -> Tokenizer:
 
 
 def in_chunks(
-    encoded: list[pieces.Pieces], answer: Callable[[Batch], Tensor], model: nn.Module, tokenizer: Tokenizer
+    encoded: list[pieces.Pieces], answer: Callable[[Batch], Tensor], model: nn.Module, padding: int
 ) -> Tensor:
     """`answer` to all sentences, (B, ...) on the CPU, by batches of like lengths; in the order of the sentences."""
-    device, padding = next(model.parameters()).device, pieces.number(tokenizer, "[PAD]")
+    device = next(model.parameters()).device
     by_length = sorted(range(len(encoded)), key=lambda i: len(encoded[i].ids))
     answers = []
     for start in range(0, len(encoded), CHUNK):
@@ -178,7 +180,7 @@ def embed(model: nn.Module, tokenizer: Tokenizer, sentences: list[str], *, lengt
     """Each sentence as a vector of length one, (B, D): of a model that answers (B, T) ids with (B, D), such as
     "bert-minilm-embedder". Sentences of more than `length` tokens are cut."""
     encoded = pieces.encode(tokenizer, [pieces.text(sentence) for sentence in sentences], length)
-    return in_chunks(encoded, lambda batch: model(**batch).float(), model, tokenizer)
+    return in_chunks(encoded, lambda batch: model(**batch).float(), model, pieces.number(tokenizer, "[PAD]"))
 
 
 @dataclass(frozen=True)
@@ -189,8 +191,8 @@ class SentenceClass(Ranked):
     """Tokens that were read, where the sentence had more; 0: all."""
 
     def json(self) -> dict[str, Any]:
-        """As plain values; "read" where the sentence was cut."""
-        return super().json() | ({"read": self.read} if self.read else {})
+        """As plain values; "read", a number of tokens, where the sentence was cut."""
+        return super().json() | {"sentence": self.source} | ({"read": self.read} if self.read else {})
 
     def row(self) -> list[str]:
         """As cells of a table: the class, its probability, the runners-up, and whether all was read."""

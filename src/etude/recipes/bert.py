@@ -25,10 +25,10 @@ def reviews() -> Recipe:
         start=Start(weights="minilm", layout="transformers", part="bert"),
         optim=Optim("adamw", lr=1e-4, weight_decay=0.01, decay_vectors=False),
         schedule=Schedule("linear", warmup=50),
-        steps=1000,
+        steps=750,
         batch_size=32,
         eval_batch_size=64,
-        eval_every=250,
+        eval_every=150,
         clip=1.0,
     )
 

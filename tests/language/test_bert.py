@@ -1,5 +1,6 @@
 """BERT against transformers, on random weights and on those of MiniLM; its formulas by hand; what it refuses."""
 
+import functools
 import math
 from dataclasses import replace
 from typing import Any
@@ -117,7 +118,7 @@ def test_golden():
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("size", ["bert-base", "bert-large", "bert-minilm", "bert-base-masked-lm"])
+@pytest.mark.parametrize("size", bert.sizes)
 def test_parameters(size):
     config: Any = bert.sizes[size]
     theirs = transformers.BertConfig(
@@ -127,7 +128,12 @@ def test_parameters(size):
         num_attention_heads=config.num_heads,
         intermediate_size=config.ffn,
     )
-    kind = transformers.BertForMaskedLM if "masked" in size else transformers.BertModel
+    kinds = {
+        "classifier": transformers.BertForSequenceClassification,
+        "lm": transformers.BertForMaskedLM,
+        "embedder": functools.partial(transformers.BertModel, add_pooling_layer=False),
+    }
+    kind = kinds.get(size.split("-")[-1], transformers.BertModel)
     with torch.device("meta"):
         assert catalog.count(size) == sum(p.numel() for p in kind(theirs).parameters())
 

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from etude.errors import RefusedError
+from etude.nn.dropout import Dropout
 from etude.nn.packing import PackedAttention, Packing
 
 EPS = 1e-12
@@ -125,7 +126,7 @@ class Embeddings(nn.Module):
         self.positions = nn.Embedding(config.positions, config.width)
         self.segments = nn.Embedding(config.segments, config.width)
         self.norm = nn.LayerNorm(config.width, eps=EPS)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, ids: Tensor, places: Tensor, segments: Tensor) -> Tensor:
         x = self.words(ids) + self.positions(places) + self.segments(segments)
@@ -149,7 +150,7 @@ class Layer(nn.Module):
         self.expand = nn.Linear(config.width, config.ffn)
         self.contract = nn.Linear(config.ffn, config.width)
         self.norm = nn.LayerNorm(config.width, eps=EPS)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Float[Tensor, "N D"], attention: PackedAttention) -> Float[Tensor, "N D"]:
         q, k, v = self.qkv(x).view(len(x), 3, self.heads, -1).unbind(1)  # (N, H, d) each
@@ -252,7 +253,7 @@ class BertClassifier(nn.Module):
         super().__init__()
         self.vocab_size = config.vocab_size
         self.bert = Bert(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.head = nn.Linear(config.width, config.num_labels)
         self.head.apply(reset_parameters)
 

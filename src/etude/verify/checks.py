@@ -35,6 +35,11 @@ PARAMETERS = {
     "bert-large-uncased": ("transformers 5.23.0", 335_141_888),
     "bert-minilm": ("transformers 5.23.0", 22_713_216),
     "bert-base-classifier": ("transformers 5.18.0", 108_311_810),
+    "bert-large-classifier": ("transformers 5.23.0", 333_581_314),
+    "bert-minilm-classifier": ("transformers 5.23.0", 22_713_986),
+    "bert-base-masked-lm": ("transformers 5.23.0", 108_340_804),
+    "bert-large-masked-lm": ("transformers 5.23.0", 333_610_308),
+    "bert-minilm-embedder": ("transformers 5.23.0", 22_565_376),
 }
 BERT_GOLDEN = ("bert-base", "bert-base-classifier")
 

@@ -330,6 +330,7 @@ def test_a_pretrained_encoder_fills_a_classifier(tmp_path):
     [
         (torch.tensor([[1, 61]]), "no token 61: the vocabulary has 61"),
         (torch.tensor([[1, -1]]), "no token -1"),
+        (torch.zeros(2, 0, dtype=torch.int64), "no tokens"),
         (torch.zeros(1, 17, dtype=torch.int64), "17 tokens are too many: the model has 16 positions"),
     ],
 )

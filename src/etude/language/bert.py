@@ -23,6 +23,9 @@ from etude.errors import RefusedError
 from etude.nn.dropout import Dropout
 from etude.nn.packing import PackedAttention, Packing
 
+Ids = Int[Tensor, "B T"]
+Mask = Bool[Tensor, "B T"] | Int[Tensor, "B T"]
+"""True, or 1, at tokens."""
 EPS = 1e-12
 """Of all layer normalisations."""
 STD = 0.02
@@ -192,6 +195,8 @@ class Encoder(nn.Module):
             raise ValueError(
                 f"{ids.shape[1]} tokens are too many: the model has {self.longest} positions; cut the text"
             )
+        if ids.numel() == 0:
+            raise ValueError("there are no tokens: an empty sentence is [CLS] [SEP] at least")
         low, high = (int(bound) for bound in ids.aminmax())
         if low < 0 or high >= self.vocab_size:
             wrong = low if low < 0 else high
@@ -200,12 +205,7 @@ class Encoder(nn.Module):
                 "the ids were made with another model's tokenizer"
             )
 
-    def forward(
-        self,
-        ids: Int[Tensor, "B T"],
-        mask: Bool[Tensor, "B T"] | Int[Tensor, "B T"] | None = None,
-        segments: Int[Tensor, "B T"] | None = None,
-    ) -> Float[Tensor, "B T D"]:
+    def forward(self, ids: Ids, mask: Mask | None = None, segments: Ids | None = None) -> Float[Tensor, "B T D"]:
         hidden, batch = self.tokens(ids, mask, segments)
         return batch.unpack(hidden)
 
@@ -223,12 +223,7 @@ class Bert(nn.Module):
         self.pooler = nn.Linear(config.width, config.width)
         self.pooler.apply(reset_parameters)
 
-    def forward(
-        self,
-        ids: Int[Tensor, "B T"],
-        mask: Bool[Tensor, "B T"] | Int[Tensor, "B T"] | None = None,
-        segments: Int[Tensor, "B T"] | None = None,
-    ) -> Float[Tensor, "B T D"]:
+    def forward(self, ids: Ids, mask: Mask | None = None, segments: Ids | None = None) -> Float[Tensor, "B T D"]:
         return self.encoder(ids, mask, segments)
 
     def pooled(self, ids: Tensor, mask: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
@@ -257,12 +252,7 @@ class BertClassifier(nn.Module):
         self.head = nn.Linear(config.width, config.num_labels)
         self.head.apply(reset_parameters)
 
-    def forward(
-        self,
-        ids: Int[Tensor, "B T"],
-        mask: Bool[Tensor, "B T"] | Int[Tensor, "B T"] | None = None,
-        segments: Int[Tensor, "B T"] | None = None,
-    ) -> Float[Tensor, "B K"]:
+    def forward(self, ids: Ids, mask: Mask | None = None, segments: Ids | None = None) -> Float[Tensor, "B K"]:
         return self.head(self.dropout(self.bert.pooled(ids, mask, segments)))
 
 
@@ -294,18 +284,13 @@ class BertMaskedLM(nn.Module):
         self.head.apply(reset_parameters)
 
     def forward(
-        self,
-        ids: Int[Tensor, "B T"],
-        mask: Bool[Tensor, "B T"] | Int[Tensor, "B T"] | None = None,
-        segments: Int[Tensor, "B T"] | None = None,
-        *,
-        chosen: Bool[Tensor, "B T"] | None = None,
+        self, ids: Ids, mask: Mask | None = None, segments: Ids | None = None, *, chosen: Mask | None = None
     ) -> Float[Tensor, "B T V"] | Float[Tensor, "M V"]:
         hidden, batch = self.encoder.tokens(ids, mask, segments)
         words = self.encoder.embeddings.words.weight
         if chosen is None:
             return batch.unpack(self.head(hidden, words))
-        return self.head(batch.unpack(hidden)[chosen], words)
+        return self.head(batch.unpack(hidden)[chosen.bool()], words)
 
 
 class BertEmbedder(nn.Module):
@@ -320,12 +305,7 @@ class BertEmbedder(nn.Module):
         self.vocab_size = config.vocab_size
         self.encoder = Encoder(config)
 
-    def forward(
-        self,
-        ids: Int[Tensor, "B T"],
-        mask: Bool[Tensor, "B T"] | Int[Tensor, "B T"] | None = None,
-        segments: Int[Tensor, "B T"] | None = None,
-    ) -> Float[Tensor, "B D"]:
+    def forward(self, ids: Ids, mask: Mask | None = None, segments: Ids | None = None) -> Float[Tensor, "B D"]:
         hidden, batch = self.encoder.tokens(ids, mask, segments)
         total = hidden.new_zeros(len(ids), hidden.shape[1]).index_add(0, batch.packing.sequence, hidden)
         return F.normalize(total / batch.packing.lengths[:, None], dim=1)

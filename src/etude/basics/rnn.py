@@ -112,6 +112,9 @@ class RecurrentLM(nn.Module):
         logits = self.head(h, self.embedding.weight) if isinstance(self.head, TiedHead) else self.head(h)
         return logits, after
 
+    read = forward
+    """As a text is written (nn/generation.py)."""
+
 
 def example(config: Config) -> tuple[Tensor, ...]:
     """Inputs that the model takes: (2, 12) ids."""

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -134,6 +134,9 @@ def distribute(model: nn.Module, world: World) -> nn.Module:
         for block in _blocks(model):
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
+        for name in ("packed",):  # other ways into a model than its forward; its weights are gathered for them too
+            if hasattr(model, name):
+                register_fsdp_forward_method(model, name)
     else:
         for value in model.state_dict().values():
             dist.broadcast(value, 0)

@@ -1,1 +1,1 @@
-"""Sequences of tokens: translation, language models, encoders."""
+"""Language: the Transformer, GPT and BERT."""

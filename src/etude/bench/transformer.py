@@ -246,7 +246,7 @@ class _Same:
 
 
 def _training(kind: str, target: float | None) -> Contest:
-    """Tokens a second against transformers; or ("share") the time that the products of matrices alone would take, at the
+    """Tokens a second against transformers; or ("share") the time that the matrix products alone would take, at the
     fastest that one of their size runs here, as a share of what the step takes."""
     theirs, model = _networks()
     count = int((_lengths(1000, 2).cumsum(0) <= TOKENS).sum())

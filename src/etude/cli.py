@@ -26,6 +26,7 @@ from etude.errors import EtudeError, Interrupted, NumericError, UsageError, near
 
 if TYPE_CHECKING:
     from etude.engine.recipe import Recipe
+    from etude.engine.run import Run
     from etude.engine.study import Study, StudyRun
 
 
@@ -393,22 +394,45 @@ def _data_path(parser: argparse.ArgumentParser) -> None:
 
 
 def eval_(arguments: list[str]) -> int:
-    """Measure a run's weights over a split of its data."""
+    """Measure a run's weights over a split of its data, or of other data of this kind (--data-path).
+
+    The recipe's other fields may be changed too: --eval-batch-size 8, --data.context 448.
+    """
     parser = _parser("eval")
     parser.add_argument("run", help="the run directory")
     parser.add_argument("--split", default="test")
     parser.add_argument("--device", default="auto")
     _data_path(parser)
-    options = parser.parse_args(arguments)
+    options, others = parser.parse_known_args(arguments)
     import etude
 
     run = etude.open(options.run)
-    values = run.evaluate(options.split, device=options.device, data_path=options.data_path)
+    changes = _changes(run.recipe, others)
+    values = run.evaluate(options.split, device=options.device, data_path=options.data_path, changes=changes)
     if options.json:
         _json({"run": str(run.path), "recipe": run.recipe.name, "split": options.split, "eval": values})
     else:
         _table([[name, f"{value:.6g}"] for name, value in values.items()])
     return 0
+
+
+def _changes(recipe: Recipe, words: list[str]) -> dict[str, Any]:
+    """Flags that name fields of how a run is measured -> {"data.context": 448}."""
+    import ast
+
+    known = ["--eval-batch-size", *_flag_names(recipe.data, "--data.")]
+    changes: dict[str, Any] = {}
+    pairs = iter(part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word]))
+    for flag in pairs:
+        if flag not in known:
+            raise UsageError(
+                f"etude eval: unknown flag {flag}", hint=nearest(flag, [*known, "--split", "--device", "--data-path"])
+            )
+        value = next(pairs, "")
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(value)
+        changes[flag.removeprefix("--").replace("-", "_")] = value
+    return changes
 
 
 def predict(arguments: list[str]) -> int:
@@ -421,6 +445,9 @@ def predict(arguments: list[str]) -> int:
     parser.add_argument("inputs", nargs="*", help="files or folders of pictures, texts, ...: what the run's data takes")
     parser.add_argument("--samples", type=int, default=0, help="take this many samples of the test split instead")
     parser.add_argument("--save", metavar="DIR", default=None, help="write each answer to a file there")
+    parser.add_argument(
+        "--stream", action="store_true", help="show a text while it is written, as a terminal does with one input"
+    )
     parser.add_argument("--device", default="auto")
     choices = _ask_flags(parser, next((word for word in arguments if (Path(word) / "recipe.json").is_file()), ""))
     options = parser.parse_intermixed_args(arguments)
@@ -434,6 +461,11 @@ def predict(arguments: list[str]) -> int:
     else:
         inputs = run.recipe.data.open().samples("test", options.samples)
     asked = {name: getattr(options, name) for name in choices if getattr(options, name) is not None}
+    plain = not options.json and not options.save
+    if options.stream and not plain:
+        raise UsageError("--stream shows a text while it is written; it goes with neither --json nor --save")
+    if options.stream or (plain and len(inputs) == 1 and run.recipe.task.streams and sys.stdout.isatty()):
+        return _stream(run, inputs, options.device, asked)
     results, errors = [], []
     try:
         if len(inputs) > 1:  # all at once: a graph's nodes share one pass
@@ -462,6 +494,22 @@ def predict(arguments: list[str]) -> int:
     for _, error in errors:
         _complain(error)
     return 2 if errors else 0
+
+
+def _stream(run: Run, inputs: list[tuple[str, Any]], device: str, asked: dict[str, Any]) -> int:
+    """Write each answer on stdout while it is made."""
+    code = 0
+    for name, raw in inputs:
+        if len(inputs) > 1:
+            print(f"== {name}")
+        try:
+            for piece in run.stream(raw, device=device, **asked):
+                print(piece, end="", flush=True)
+            print()
+        except UsageError as error:
+            _complain(error)
+            code = error.code
+    return code
 
 
 def _ask_flags(parser: _Parser, place: str) -> list[str]:

@@ -4,9 +4,7 @@ tokens. CTranslate2 in int8 stands beside the translation in bf16."""
 
 import copy
 import functools
-import math
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 
 from etude import catalog
 from etude.bench import Contest, clock
+from etude.bench.peak import gemm_peak
 from etude.data.base import Batch, Data, Dataset
 from etude.engine.optim import Optim, Schedule
 from etude.engine.precision import DTYPES, pick_device, resolve
@@ -247,7 +246,8 @@ class _Same:
 
 def _training(kind: str, target: float | None) -> Contest:
     """Tokens a second against transformers; or ("share") the time that the matrix products alone would take, at the
-    fastest that one of their size runs here, as a share of what the step takes."""
+    fastest that a large one runs here, as a share of what the step takes."""
+    device = pick_device()
     theirs, model = _networks()
     count = int((_lengths(1000, 2).cumsum(0) <= TOKENS).sum())
     batch = _GivenSet().fetch("train", range(count))
@@ -274,7 +274,11 @@ def _training(kind: str, target: float | None) -> Contest:
             trainers[0].model.train()
         return trainers[0].take_step(batch)["loss"].item()
 
-    ideal = _operations(model, tokens) / _peak() if kind == "share" else 0.0
+    ideal = (
+        _operations(model, tokens) / gemm_peak(DTYPES[resolve("auto", device)], device=device)
+        if kind == "share"
+        else 0.0
+    )
     return Contest(
         name=f"transformer.{kind}",
         what=f"Transformer-Big training, {count} pairs, {tokens:,} target tokens, auto precision",
@@ -316,15 +320,3 @@ def _operations(model: Transformer, tokens: int) -> float:
     Source and target have as many tokens; keys and values of the cross-attention are counted like the rest."""
     weights = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and name != "embedding.weight")
     return 6.0 * tokens * (weights + model.embedding.weight.numel())
-
-
-def _peak() -> float:
-    """Operations a second of a product of bf16 (or fp32) matrices of the feed-forward's size, the best of 20."""
-    device, dtype = pick_device(), DTYPES[resolve("auto", pick_device())]
-    a, b = (torch.randn(2048, 4096, device=device).to(dtype) for _ in range(2))
-    best = math.inf
-    for _ in range(20):
-        begun = time.perf_counter()
-        (a @ b.T)[0, 0].item()
-        best = min(best, time.perf_counter() - begun)
-    return 2.0 * 2048 * 2048 * 4096 / best

@@ -1,322 +1,294 @@
-"""Transformer-Big with random weights against transformers' MarianMTModel with the same: translation by beam search of
-16 sentences, every hypothesis as long as the others so that all do the same work; and training steps of 2,048 target
-tokens. CTranslate2 in int8 stands beside the translation in bf16."""
+"""Transformer-Big beside transformers' MarianMTModel, with the same random weights.
 
-import copy
-import functools
+Translation: 16 sentences of about 20 tokens, beam 4, of each the 4 translations of 24 tokens, the last of which is the
+end: it is all but impossible before, so that both do the same work. In fp32 the same tokens must come out. CTranslate2,
+which has int8 arithmetic and its own kernels, is shown beside. Training: steps of about 2,048 target tokens, label
+smoothing 0.1, Adam; transformers pads, computes in fp32 and takes torch's Adam as it is.
+"""
+
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from etude import catalog
 from etude.bench import Contest, clock
+from etude.bench.convnet import _Same
 from etude.bench.peak import gemm_peak
-from etude.data.base import Batch, Data, Dataset
+from etude.data.base import Batch
+from etude.data.function import Function
 from etude.engine.optim import Optim, Schedule
-from etude.engine.precision import DTYPES, pick_device, resolve
+from etude.engine.precision import computes_bf16, pick_device
 from etude.engine.recipe import Recipe
 from etude.engine.trainer import Trainer
-from etude.language.transformer import Transformer
+from etude.errors import EtudeError
+from etude.language import transformer
 from etude.nn.lowbit import fast_linears
-from etude.tasks.translate import Translate
+from etude.tasks.base import LossLogs, Task
 from etude.weights import load_weights
 
-VOCABULARY, PADDING, END = 32_000, 31_999, 0
-SENTENCES, BEAM, WRITTEN = 16, 4, 32
-TOKENS = 2048
+SENTENCES, BEAM, WRITTEN, TOKENS = 16, 4, 24, 2048
+VOCABULARY = 37_000
+CONFIG = replace(
+    transformer.sizes["transformer-big"],
+    vocab_size=VOCABULARY,
+    positions="marian",
+    output_bias=True,
+    padding=VOCABULARY - 1,
+    begin=VOCABULARY - 1,
+    end=0,
+)
+IMPOSSIBLE = -1e4
+"""Added to the end's logit."""
 
 
 def contests(*, compiled: bool = False) -> list[Contest]:
-    """Target: twice as fast as transformers. `compiled` changes nothing here."""
-    return [
-        _translation("fp32", torch.float32, None),
-        _translation("bf16", DTYPES[resolve("auto", pick_device())], 2.0),
-        _beside_ctranslate2(),
-        _training("train", 2.0),
-        _training("share", None),
-    ]
+    """Target: twice transformers in bf16, or in fp32 where there is no bf16. `compiled` changes nothing here."""
+    bf16 = computes_bf16(pick_device())
+    found = [_translation("fp32", torch.float32, _marian, None if bf16 else 2.0)]
+    if bf16:
+        found += [_translation("bf16", torch.bfloat16, _marian, 2.0)]
+    found += [_translation("ctranslate2", torch.bfloat16 if bf16 else torch.float32, _ctranslate2, None)]
+    return [*found, _training("fp32", 1.0), *([_training("auto", None)] if bf16 else [])]
 
 
-# ---------------------------------------------------------------- one network, theirs and ours
+def lengths(count: int, seed: int = 0) -> np.ndarray:
+    """Gamma-distributed, as a sentence's words are about: 3 to 60, 20 on average."""
+    return np.random.default_rng(seed).gamma(3.0, 6.7, count).round().astype(int).clip(3, 60)
 
 
-def _networks() -> tuple[nn.Module | None, Transformer]:
-    """transformers' Marian, where it is installed, and ours with its weights."""
-    torch.manual_seed(0)
-    model = catalog.model(
-        "transformer-big",
-        vocab_size=VOCABULARY,
-        positions="marian",
-        output_bias=True,
-        padding=PADDING,
-        begin=PADDING,
-        end=END,
-        dropout=0.1,
-    )
-    assert isinstance(model, Transformer) and model.output_bias is not None
-    with torch.no_grad():
-        model.output_bias[END] = -1e4  # nothing ends before it must
+def sentences(counts: np.ndarray, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Ids at random (B, S), padded, and where there are tokens."""
+    mask = torch.arange(int(counts.max())) < torch.from_numpy(counts)[:, None]
+    ids = torch.randint(1, VOCABULARY - 1, mask.shape, generator=torch.Generator().manual_seed(seed))
+    return ids.masked_fill(~mask, CONFIG.padding), mask
+
+
+@lru_cache
+def marian() -> tuple[str | None, Any]:
+    """The peer's version and its model at random; none where it is not installed."""
     try:
-        transformers: Any = __import__("transformers")
+        import transformers
     except ImportError:
-        return None, model.to(pick_device())
-    c = model.config
+        return None, None
+    torch.manual_seed(0)
     config = transformers.MarianConfig(
-        vocab_size=VOCABULARY, d_model=c.width, encoder_layers=c.depth, decoder_layers=c.depth, dropout=c.dropout,
-        encoder_attention_heads=c.num_heads, decoder_attention_heads=c.num_heads, encoder_ffn_dim=c.ffn,
-        decoder_ffn_dim=c.ffn, max_position_embeddings=256, activation_function="relu", scale_embedding=True,
-        pad_token_id=PADDING, decoder_start_token_id=PADDING, eos_token_id=END, forced_eos_token_id=None,
-        attention_dropout=0.0, activation_dropout=0.0,
+        vocab_size=VOCABULARY, d_model=CONFIG.width, encoder_layers=CONFIG.depth, decoder_layers=CONFIG.depth,
+        encoder_attention_heads=CONFIG.num_heads, decoder_attention_heads=CONFIG.num_heads,
+        encoder_ffn_dim=CONFIG.ffn, decoder_ffn_dim=CONFIG.ffn, activation_function="relu", dropout=CONFIG.dropout,
+        scale_embedding=True, pad_token_id=CONFIG.padding, eos_token_id=CONFIG.end,
+        decoder_start_token_id=CONFIG.begin, forced_eos_token_id=CONFIG.end,
     )  # fmt: skip
-    theirs = transformers.MarianMTModel(config).to(pick_device())
-    state = theirs.state_dict()
-    state["final_logits_bias"][0, END] = -1e4
-    theirs.load_state_dict(state)
-    load_weights(model, state, source="transformers")
-    return theirs, model.to(pick_device())
+    theirs: Any = transformers.MarianMTModel(config).eval()
+    with torch.no_grad():
+        for p in theirs.parameters():
+            if p.ndim == 2 and len(p) != config.max_position_embeddings:
+                nn.init.xavier_uniform_(p)
+        nn.init.normal_(theirs.model.shared.weight, std=CONFIG.width**-0.5)
+        theirs.final_logits_bias[0, CONFIG.end] = IMPOSSIBLE
+    return transformers.__version__, theirs
 
 
-def _lengths(count: int, seed: int) -> Tensor:
-    """Of sentences as they come: half have fewer than 24 tokens, some three times as many."""
-    generator = torch.Generator().manual_seed(seed)
-    return (24 * (0.5 * torch.randn(count, generator=generator)).exp()).long().clamp(4, 100)
+def network() -> transformer.Transformer:
+    """Ours with the peer's weights, or fresh ones where it is not installed."""
+    ours = CONFIG.build().eval()
+    _, theirs = marian()
+    if theirs is not None:
+        load_weights(ours, theirs.state_dict(), source="transformers")
+    else:
+        with torch.no_grad():
+            assert ours.output_bias is not None
+            ours.output_bias[CONFIG.end] = IMPOSSIBLE
+    return ours
 
 
-def _ids(lengths: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Tokens (B, T) at random, and where there are some."""
-    generator = torch.Generator().manual_seed(seed)
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    ids = torch.randint(1, PADDING, mask.shape, generator=generator).masked_fill(~mask, PADDING)
-    return ids.to(pick_device()), mask.to(pick_device())
+Found = set[tuple[int, ...]]
+"""The translations of a sentence."""
 
 
-# ---------------------------------------------------------------- translation
+def _marian(src: Tensor, mask: Tensor) -> tuple[str, str | None, Callable[[], list[Found]] | None]:
+    version, theirs = marian()
+    if theirs is None:
+        return "transformers", None, None
+    device = pick_device()
+    theirs = theirs.to(device)
+
+    def translate() -> list[Found]:
+        made = theirs.generate(
+            input_ids=src.to(device), attention_mask=mask.long().to(device), num_beams=BEAM, do_sample=False,
+            max_length=WRITTEN + 1, length_penalty=1.0, num_return_sequences=BEAM, bad_words_ids=[[CONFIG.padding]],
+        )  # fmt: skip
+        rows = made[:, 1:].unflatten(0, (-1, BEAM)).tolist()
+        return [{tuple(ids) for ids in sentence} for sentence in rows]
+
+    return "transformers MarianMTModel.generate, fp32", version, translate
 
 
-def _translation(name: str, dtype: torch.dtype, target: float | None) -> Contest:
-    theirs, model = _networks()
-    src, mask = _ids(_lengths(SENTENCES, 0), 1)
-    fast = fast_linears(model, dtype=dtype)
-    assert isinstance(fast, Transformer)
-    expected: list[list[int]] = []
+def _ctranslate2(src: Tensor, mask: Tensor) -> tuple[str, str | None, Callable[[], list[Found]] | None]:
+    _, theirs = marian()
+    try:
+        import ctranslate2
+        from ctranslate2.converters.transformers import MarianMTLoader
+    except ImportError:
+        return "CTranslate2 int8", None, None
+    if theirs is None:
+        return "CTranslate2 int8", None, None
+    spec: Any = MarianMTLoader().get_model_spec(theirs)
+    names = [str(i) for i in range(VOCABULARY - 1)]  # it has no padding
+    spec.register_source_vocabulary(names)
+    spec.register_target_vocabulary(names)
+    spec.config.eos_token, spec.config.unk_token, spec.config.decoder_start_token = "0", "1", "0"
+    spec.config.add_source_eos = False
+    spec.validate()
+    spec.optimize(quantization="int8")
+    with tempfile.TemporaryDirectory() as folder:
+        spec.save(folder)
+        threads = torch.get_num_threads()
+        peer = ctranslate2.Translator(folder, inter_threads=1, intra_threads=threads, compute_type="int8")
+    said = [[str(i) for i in ids[there].tolist()] for ids, there in zip(src, mask)]
 
-    def ours() -> None:
-        answers = _written(fast, src, mask)
-        if dtype == torch.float32:  # the last token is the end, which theirs never reaches
-            found = [[list(one.ids[:-1]) for one in answer] for answer in answers]
-            differing = sum(ids[:-1] not in several for ids, several in zip(expected, found))
-            assert not differing, f"{differing} of {SENTENCES} translations differ from transformers'"
+    def translate() -> list[Found]:
+        answers = peer.translate_batch(
+            said, beam_size=BEAM, max_decoding_length=WRITTEN, min_decoding_length=WRITTEN, num_hypotheses=BEAM
+        )
+        return [{tuple(map(int, ids)) for ids in answer.hypotheses} for answer in answers]
 
-    def plain() -> None:
+    return "CTranslate2 int8", ctranslate2.__version__, translate
+
+
+def _translation(
+    name: str,
+    dtype: torch.dtype,
+    peer: Callable[[Tensor, Tensor], tuple[str, str | None, Callable[[], list[Found]] | None]],
+    target: float | None,
+) -> Contest:
+    device = pick_device()
+    src, mask = sentences(lengths(SENTENCES))
+    peer_name, version, theirs = peer(src, mask)
+    expected: list[Found] = []
+    models: list[Any] = []  # made when it is our turn, so that the peer has the memory to itself
+
+    def measured_peer() -> None:
         assert theirs is not None
-        with torch.inference_mode():
-            made: Any = theirs.eval().generate(  # pyright: ignore[reportCallIssue]
-                input_ids=src,
-                attention_mask=mask.long(),
-                num_beams=BEAM,
-                do_sample=False,
-                min_new_tokens=WRITTEN,
-                max_new_tokens=WRITTEN,
-                length_penalty=1.0,
-                bad_words_ids=[[PADDING]],
-            )
-        expected[:] = made[:, 1:].tolist()
+        expected[:] = theirs()
 
+    def measured() -> None:
+        if not models:
+            models.append(fast_linears(network().to(device), dtype=dtype))
+        answers = models[0].generate(src.to(device), mask.to(device), beam=BEAM, length_penalty=1.0, max_length=WRITTEN)
+        found = [{hypothesis.ids for hypothesis in sentence} for sentence in answers]
+        if expected and dtype == torch.float32 and peer is _marian and found != expected:
+            raise EtudeError("the translations differ from transformers'")
+
+    kind = "fp32" if dtype == torch.float32 else "bf16"
     return Contest(
-        name=f"transformer.translate.{name}",
-        what=f"Transformer-Big, beam {BEAM}, {SENTENCES} sentences, {WRITTEN} tokens written, {name}",
+        name=f"transformer.beam.{name}",
+        what=f"Transformer-Big, beam {BEAM}, {SENTENCES} sentences, {WRITTEN} tokens each, {kind}",
         amount=SENTENCES * WRITTEN,
         unit="tokens/s",
-        ours=clock(ours),
-        peer=clock(plain) if theirs is not None else None,
-        peer_name="transformers, fp32",
-        peer_version=version("transformers") if theirs is not None else None,
+        ours=clock(measured),
+        peer=clock(measured_peer) if theirs else None,
+        peer_name=peer_name,
+        peer_version=version,
         target=target,
         rounds=3,
         warmup=1,
     )
 
 
-def _written(model: Transformer, src: Tensor, mask: Tensor) -> list[Any]:
-    return model.generate(src, mask, beam=BEAM, length_penalty=1.0, max_length=WRITTEN)
-
-
-def _beside_ctranslate2() -> Contest:
-    theirs, model = _networks()
-    src, mask = _ids(_lengths(SENTENCES, 0), 1)
-    fast = fast_linears(model, dtype=DTYPES[resolve("auto", pick_device())])
-    assert isinstance(fast, Transformer)
-    try:
-        library: Any = __import__("ctranslate2.converters.transformers")
-        peer = _ctranslate2(library, theirs, src, mask) if theirs is not None else None
-    except ImportError:
-        peer = None
-    return Contest(
-        name="transformer.translate.ctranslate2",
-        what=f"Transformer-Big, beam {BEAM}, {SENTENCES} sentences, {WRITTEN} tokens written, bf16 against int8",
-        amount=SENTENCES * WRITTEN,
-        unit="tokens/s",
-        ours=clock(lambda: _written(fast, src, mask)),
-        peer=clock(peer) if peer else None,
-        peer_name="CTranslate2, int8",
-        peer_version=version("ctranslate2") if peer else None,
-        target=None,
-        rounds=3,
-        warmup=1,
-    )
-
-
-def _ctranslate2(library: Any, theirs: nn.Module, src: Tensor, mask: Tensor) -> Callable[[], None]:
-    """Translation with CTranslate2 of the same network, quantised to int8."""
-    spec = library.converters.transformers.MarianMTLoader().get_model_spec(theirs)
-    words = ["</s>", *(f"w{i}" for i in range(1, VOCABULARY - 1))]  # padding is no word there
-    spec.register_source_vocabulary(words)
-    spec.register_target_vocabulary(words)
-    spec.config.eos_token, spec.config.unk_token, spec.config.decoder_start_token = "</s>", "w1", "</s>"
-    with tempfile.TemporaryDirectory() as folder:
-        spec.validate()
-        spec.optimize(quantization="int8")
-        spec.save(folder)
-        translator = library.Translator(folder, device="cpu", inter_threads=1, intra_threads=torch.get_num_threads())
-    sentences = [[words[int(i)] for i in row[there]] for row, there in zip(src.cpu(), mask.cpu())]
-
-    def translate() -> None:
-        translator.translate_batch(
-            sentences, beam_size=BEAM, min_decoding_length=WRITTEN, max_decoding_length=WRITTEN, length_penalty=1.0
-        )
-
-    return translate
-
-
-# ---------------------------------------------------------------- training
-
-
 @dataclass(frozen=True)
-class _Given(Data):
-    """One batch at random: speed does not depend on what it says."""
+class Smoothed(Task):
+    """Cross-entropy with label smoothing over the target's tokens, without padding."""
 
-    def open(self) -> "_GivenSet":
-        return _GivenSet()
-
-    def prepare(self, raw: Any) -> Tensor:
-        return raw
-
-    def collate(self, samples: list[Tensor]) -> Batch:
-        return {"source": torch.stack(samples)}
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, LossLogs]:
+        packed: Any = model.packed
+        logits, packing = packed(batch["source"], batch["read"], batch["source_mask"], batch["target_mask"])
+        loss = F.cross_entropy(logits.float(), packing.pack(batch["target"]), label_smoothing=0.1)
+        return loss, {"loss": loss.detach()}
 
 
-class _GivenSet(Dataset):
-    def __init__(self):
-        self.sizes = {"train": 10_000, "test": 10}
-        self.facts = {"source": "random", "sizes": self.sizes}
-
-    def fetch(self, split: str, indices, *, epochs=None, seed: int = 0) -> Batch:
-        lengths = _lengths(len(indices), 2)
-        (source, _), (target, _) = _ids(lengths, 3), _ids(lengths.flip(0), 4)
-        weight = torch.full((len(indices),), len(indices) / int(lengths.sum()), device=source.device)
-        return {
-            "source": source,
-            "target": target,
-            "source_length": lengths.to(source.device),
-            "target_length": lengths.flip(0).to(source.device),
-            "weight": weight,
-            "index": torch.arange(len(indices)),
-        }
+def batch() -> Batch:
+    """Pairs of sentences of about one length each, of some 2,048 target tokens in all."""
+    rng = np.random.default_rng(1)
+    counts = lengths(400, seed=2)
+    counts = counts[: int(np.searchsorted(counts.cumsum(), TOKENS))]
+    source, source_mask = sentences((counts * rng.uniform(0.8, 1.25, len(counts))).round().astype(int).clip(2), 3)
+    target, target_mask = sentences(counts, 4)
+    read = torch.cat([torch.full((len(target), 1), CONFIG.begin), target[:, :-1]], 1)
+    return {"source": source, "source_mask": source_mask, "target": target, "target_mask": target_mask, "read": read}
 
 
-class _Unchecked(Translate):
-    def check(self, model: nn.Module, dataset: Dataset) -> None:
-        """There is no text, so there is no vocabulary to compare with."""
+def operations(said: Batch) -> float:
+    """Floating-point operations of a training step's matrix products: 6 a weight and token."""
+    d, f, layers = CONFIG.width, CONFIG.ffn, CONFIG.depth
+    read, written = float(said["source_mask"].sum()), float(said["target_mask"].sum())
+    encoder = layers * (4 * d * d + 2 * d * f) * read
+    decoder = layers * ((6 * d * d + 2 * d * f) * written + 2 * d * d * read)
+    return 6 * (encoder + decoder + VOCABULARY * d * written)
 
 
-@dataclass(frozen=True)
-class _Same:
-    """A model configuration that hands out one given network, so that both sides train the same."""
-
-    model: nn.Module
-
-    def build(self) -> nn.Module:
-        return self.model
-
-
-def _training(kind: str, target: float | None) -> Contest:
-    """Tokens a second against transformers; or ("share") the time that the matrix products alone would take, at the
-    fastest that a large one runs here, as a share of what the step takes."""
+def _training(precision: str, target: float | None) -> Contest:
     device = pick_device()
-    theirs, model = _networks()
-    count = int((_lengths(1000, 2).cumsum(0) <= TOKENS).sum())
-    batch = _GivenSet().fetch("train", range(count))
-    tokens = int(batch["target_length"].sum())
-    if kind == "share":
-        theirs = None
-    steps = [functools.partial(_plain_step, *_prepared(theirs, batch))] if theirs is not None else []
-    recipe = Recipe(
-        name="bench.transformer",
-        model=_Same(copy.deepcopy(model)),
-        data=_Given(),
-        task=_Unchecked(smoothing=0.1),
-        optim=Optim("adam", lr=1e-4),
-        schedule=Schedule("constant"),
-        batch_size=count,
-        clip=1.0,
-    )
-    trainers: list[Trainer] = []  # made when it is our turn: a Trainer sets the memory allocator
+    said = {name: value.to(device) for name, value in batch().items()}
+    version, theirs = marian()
+    peer = None
+    if theirs is not None:
+        theirs = theirs.to(device)
+        optimizer: list[torch.optim.Optimizer] = []
+        labels = said["target"].masked_fill(~said["target_mask"], -100)
 
-    def ours() -> float:
+        def padded() -> float:
+            if not optimizer:
+                theirs.train()
+                optimizer.append(torch.optim.Adam(theirs.parameters(), lr=1e-4, betas=(0.9, 0.98), eps=1e-9))
+            optimizer[0].zero_grad()
+            logits = theirs(
+                input_ids=said["source"],
+                attention_mask=said["source_mask"].long(),
+                decoder_input_ids=said["read"],
+            ).logits
+            loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=0.1)
+            loss.backward()
+            optimizer[0].step()
+            return loss.item()
+
+        peer = clock(padded)
+    trainers: list[Trainer] = []
+
+    def packed() -> float:
         if not trainers:
-            steps.clear()  # their optimizer's memory is free again
+            recipe = Recipe(
+                name="bench.transformer",
+                model=_Same(CONFIG.build()),
+                data=Function(),
+                task=Smoothed(),
+                optim=Optim("adam", lr=1e-4, betas=(0.9, 0.98), eps=1e-9),
+                schedule=Schedule("constant"),
+                precision=precision,  # pyright: ignore[reportArgumentType]
+            )
             trainers.append(Trainer(recipe, None, quiet=True))
             trainers[0].model.train()
-        return trainers[0].take_step(batch)["loss"].item()
+        return trainers[0].take_step(said)["loss"].item()
 
-    ideal = (
-        _operations(model, tokens) / gemm_peak(DTYPES[resolve("auto", device)], device=device)
-        if kind == "share"
-        else 0.0
-    )
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    tokens = int(said["target_mask"].sum())
+    work = operations(said) / gemm_peak(dtype, device=device) / tokens
     return Contest(
-        name=f"transformer.{kind}",
-        what=f"Transformer-Big training, {count} pairs, {tokens:,} target tokens, auto precision",
-        amount=ideal or tokens,
-        unit="of the matrix product's speed" if ideal else "tokens/s",
-        ours=clock(ours),
-        peer=clock(lambda: steps[0]()) if steps else None,
-        peer_name="transformers, fp32, padded",
-        peer_version=version("transformers") if steps else None,
+        name=f"transformer.training.{precision}",
+        what=f"Transformer-Big training, {len(said['target'])} pairs, {tokens} target tokens, {precision}",
+        amount=tokens,
+        unit="tokens/s",
+        ours=clock(packed),
+        peer=peer,
+        peer_name="transformers MarianMTModel, padded, fp32, Adam",
+        peer_version=version,
         target=target,
+        note=f"at all of the peak of {str(dtype)[6:]} matrix products it would be {1 / work:.0f} tokens/s",
         rounds=3,
         warmup=1,
     )
-
-
-def _prepared(theirs: nn.Module, batch: Batch) -> tuple[nn.Module, torch.optim.Optimizer, dict[str, Tensor]]:
-    """Their network, its optimizer and the batch as it takes it."""
-    src, labels = batch["source"], batch["target"]
-    inputs = {
-        "input_ids": src,
-        "attention_mask": (src != PADDING).long(),
-        "labels": labels.masked_fill(labels == PADDING, -100),
-    }
-    return theirs.train(), torch.optim.Adam(theirs.parameters(), lr=1e-4), inputs
-
-
-def _plain_step(theirs: nn.Module, optimizer: torch.optim.Optimizer, inputs: dict[str, Tensor]) -> None:
-    optimizer.zero_grad()
-    logits = theirs(**inputs).logits
-    loss = nn.functional.cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten(), label_smoothing=0.1)
-    loss.backward()
-    nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
-    optimizer.step()
-    loss.item()
-
-
-def _operations(model: Transformer, tokens: int) -> float:
-    """Of a step's matrix products, those within attention left out: 6 a weight and token (forward, and twice backward).
-    Source and target have as many tokens; keys and values of the cross-attention are counted like the rest."""
-    weights = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and name != "embedding.weight")
-    return 6.0 * tokens * (weights + model.embedding.weight.numel())

@@ -35,7 +35,7 @@ PROPORTION = {"de": (0.5, 2.2), "fr": (0.5, 2.2), "zh": (0.12, 1.0)}
 """Characters of the target for each of the source."""
 SLACK = 12
 """Characters by which lengths may be out of proportion: short labels vary."""
-ENGLISH = frozenset("the of and is are to for with this that you can from or be by which your".split())
+ENGLISH = frozenset(["the", "of", "and", "is", "are", "to", "for", "with", "this", "that", "you", "can", "from", "or", "be", "by", "which", "your"])
 """Words that neither German nor French has, or has rarely."""
 CJK = re.compile(r"[\u4e00-\u9fff]")
 LARGEST = 1_000_000_000

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from etude.bench import Contest, clock
 from etude.bench.convnet import _Same
+from etude.bench.peak import gemm_peak
 from etude.data.base import Batch
 from etude.data.function import Function
 from etude.engine.optim import Optim, Schedule
@@ -231,13 +232,6 @@ def operations(said: Batch) -> float:
     return 6 * (encoder + decoder + VOCABULARY * d * written)
 
 
-def peak(dtype: torch.dtype, *, side: int = 2048, rounds: int = 5) -> float:
-    """Operations a second of square matrix products on this machine, the best of a few."""
-    a, b = torch.randn(2, side, side, device=pick_device()).to(dtype)
-    seconds = clock(lambda: (a @ b).sum().item())
-    return 2 * side**3 / min(seconds() for _ in range(rounds + 2))
-
-
 def _training(precision: str, target: float | None) -> Contest:
     device = pick_device()
     said = {name: value.to(device) for name, value in batch().items()}
@@ -283,7 +277,7 @@ def _training(precision: str, target: float | None) -> Contest:
 
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     tokens = int(said["target_mask"].sum())
-    work = operations(said) / peak(dtype) / tokens
+    work = operations(said) / gemm_peak(dtype, device=device) / tokens
     return Contest(
         name=f"transformer.training.{precision}",
         what=f"Transformer-Big training, {len(said['target'])} pairs, {tokens} target tokens, {precision}",

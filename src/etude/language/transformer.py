@@ -307,8 +307,7 @@ class Transformer(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.output_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.output_bias else None
-        self.head = TiedHead()
-        self.dropout = nn.Dropout(config.dropout)
+        self.head, self.dropout = TiedHead(), nn.Dropout(config.dropout)
         residual, stack = STYLES[config.norm]
         encoder, decoder = config.depths
         self.encoder = stack(config, [EncoderLayer(config, lambda c: residual(c, 0)) for _ in range(encoder)])
@@ -342,8 +341,7 @@ class Transformer(nn.Module):
 
     def logits(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N V"]:
         """Scores against the rows of the embedding."""
-        scores = self.head(x, self.embedding.weight)
-        return scores if self.output_bias is None else scores + self.output_bias
+        return self.head(x, self.embedding.weight, self.output_bias)
 
     def encode(
         self, src: Int[Tensor, "B S"], src_mask: Bool[Tensor, "B S"] | None = None

@@ -19,10 +19,10 @@ from etude.nn.inference import cast_outputs
 
 
 class TiedHead(nn.Module):
-    """Scores against the rows of an embedding, which it does not hold. (..., D), (V, D) -> (..., V)"""
+    """Scores against the rows of an embedding, which it does not hold. (..., D), (V, D), (V,) -> (..., V)"""
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return nn.functional.linear(x, embedding)
+    def forward(self, x: Tensor, embedding: Tensor, bias: Tensor | None = None) -> Tensor:
+        return nn.functional.linear(x, embedding, bias)
 
 
 class PackedLinear(nn.Module):
@@ -33,7 +33,7 @@ class PackedLinear(nn.Module):
         self.dtype, self.bias = dtype, None if bias is None else bias.detach().to(dtype)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype).contiguous())
 
-    def forward(self, x: Tensor, *_: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, "none", [], "")
 
 
@@ -46,7 +46,7 @@ class Int8Linear(nn.Module):
         self.weight, scale = quantize_rows(weight.detach())
         self.scale = scale.to(torch.bfloat16)
 
-    def forward(self, x: Tensor, *_: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
         rows = x.to(torch.bfloat16).flatten(0, -2)
         y = torch._weight_int8pack_mm(rows, self.weight, self.scale)
         return (y if self.bias is None else y + self.bias).unflatten(0, x.shape[:-1])
@@ -75,7 +75,7 @@ def fast_linears(model: nn.Module, *, dtype: torch.dtype = torch.float32, int8: 
                 weight, bias = module.weight, module.bias
             elif isinstance(module, TiedHead):
                 holder: Any = model.get_submodule(name.rpartition(".")[0])
-                weight, bias = holder.embedding.weight, None
+                weight, bias = holder.embedding.weight, getattr(holder, "output_bias", None)
             else:
                 continue
             model.set_submodule(name, Int8Linear(weight, bias) if int8 else PackedLinear(weight, bias, dtype))

@@ -30,8 +30,8 @@ class TiedHead(nn.Module):
 
 
 class PackedLinear(nn.Module):
-    """x W^T + b, the weights in oneDNN's order and in `dtype`, in which the product is computed. (..., D) -> (..., E) in
-    x's type. It cannot be saved or trained."""
+    """x W^T + b, computed in `dtype`, the weights in oneDNN's order. (..., D) -> (..., E) in x's type. It cannot be
+    saved or trained."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype):
         super().__init__()
@@ -71,9 +71,9 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 def fast_linears(model: nn.Module, *, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A copy of `model` in eval mode that answers the same, faster on a CPU; it cannot be trained or saved.
 
-    Its linear layers, and a tied head, keep their weights packed in torch.float32 (equal to rounding) or torch.bfloat16,
-    or row by row in torch.int8; what lies between stays as it is. Where torch was built without oneDNN, and on other
-    devices than the CPU, the layers stay as they are, too. ValueError for any other type.
+    Its linear layers, and a tied head, keep their weights packed in torch.float32 (equal to rounding) or
+    torch.bfloat16, or row by row in torch.int8; what lies between stays as it is. Where torch was built without oneDNN,
+    and on other devices than the CPU, the layers stay as they are, too. ValueError for any other type.
     """
     if dtype not in (torch.float32, torch.bfloat16, torch.int8):
         raise ValueError(f"weights are kept as float32, bfloat16 or int8, not as {str(dtype).removeprefix('torch.')}")

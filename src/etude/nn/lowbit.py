@@ -44,7 +44,7 @@ class PackedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """x W^T + b, each row of W as int8 with a scale of its own. (..., D) -> (..., E) in float32. It cannot be trained."""
+    """x W^T + b, each row of W as int8 with its own scale. (..., D) -> (..., E) in float32. It cannot be trained."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()

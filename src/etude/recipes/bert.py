@@ -56,8 +56,8 @@ def sst2() -> Recipe:
 
 
 def mlm() -> Recipe:
-    """A small encoder learns to fill in hidden words of the World English Bible. Not run here to its end: 0.4 s a step on
-    one crowded core of an AMD EPYC with avx512_bf16, so about 4 minutes."""
+    """A small encoder learns to fill in hidden words of the World English Bible. Not run here to its end: 0.4 s a step
+    on one crowded core of an AMD EPYC with avx512_bf16, so about 4 minutes."""
     return Recipe(
         name="bert.mlm",
         model=bert.MaskedLMConfig(

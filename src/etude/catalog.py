@@ -133,7 +133,7 @@ SYSTEMS = (
         module="etude.language.transformer",
         sizes=("transformer-base", "transformer-big"),
         layouts=("transformers",),
-        recipes=(),
+        recipes=("transformer.en_de",),
         summary="Translation by attention alone: encoder and decoder, of any depth",
     ),
     System(
@@ -169,6 +169,28 @@ SYSTEMS = (
             "gpt.gpt3_175b",
         ),
         summary="Predicts the next token, and so writes: a stack of causal attention",
+    ),
+    System(
+        name="bert",
+        title="BERT",
+        paper="1810.04805",
+        module="etude.language.bert",
+        sizes=(
+            "bert-base",
+            "bert-base-uncased",
+            "bert-large",
+            "bert-large-uncased",
+            "bert-minilm",
+            "bert-base-classifier",
+            "bert-large-classifier",
+            "bert-minilm-classifier",
+            "bert-base-masked-lm",
+            "bert-large-masked-lm",
+            "bert-minilm-embedder",
+        ),
+        layouts=("transformers", "masked-lm"),
+        recipes=("bert.reviews", "bert.sst2", "bert.mlm"),
+        summary="An encoder that reads from both sides, pre-trained by filling in hidden words",
     ),
 )
 

@@ -150,10 +150,11 @@ def test_reading_in_pieces_equals_reading_at_once(window):
     model, x = small(window=window), ids(2, 20)
     whole = model(x)
     for cuts in ([1] * 20, [7, 1, 5, 7], [20]):
-        state, parts = None, []
+        state, cache, parts = None, model.cache(2), []
         for part in x.split(cuts, 1):
-            logits, state = model.read(part, state)
-            parts.append(logits)
+            last, state = model.read(part, state)
+            parts.append(model(part, cache))
+            torch.testing.assert_close(last, parts[-1][:, -1:])
         torch.testing.assert_close(torch.cat(parts, 1), whole)
 
 
@@ -200,12 +201,12 @@ def test_texts_that_have_ended_stay_so():
 
 def test_streaming_is_the_same_tokens_one_by_one():
     model, x = small(), ids(2, 6)
-    options = {"temperature": 1.0, "top_p": 0.9, "seed": 3}
-    stream = iter(model.stream(x, 8, **options))
+    stream = iter(model.stream(x, 8, temperature=1.0, top_p=0.9, seed=3))
     first = next(stream)
     assert first.shape == (2,)
-    assert torch.equal(torch.stack([first, *stream], 1), model.generate(x, 8, **options))
-    assert not torch.equal(model.generate(x, 8, **options | {"seed": 4}), model.generate(x, 8, **options))
+    whole = model.generate(x, 8, temperature=1.0, top_p=0.9, seed=3)
+    assert torch.equal(torch.stack([first, *stream], 1), whole)
+    assert not torch.equal(model.generate(x, 8, temperature=1.0, top_p=0.9, seed=4), whole)
 
 
 def test_a_sampled_batch_in_half_precision_keeps_its_cache_in_it():

@@ -41,9 +41,9 @@ def test_the_repetition_penalty_lowers_what_was_seen_whatever_its_sign():
 
 
 @settings(deadline=None)
-@given(st.lists(st.floats(-20, 20), min_size=2, max_size=9), st.floats(0.1, 3), st.integers(0, 9), st.floats(0.05, 1))
+@given(st.lists(st.integers(-20, 20), min_size=2, max_size=9), st.floats(0.1, 3), st.integers(0, 9), st.floats(0.05, 1))
 def test_probabilities_sum_to_one_and_keep_the_order(logits, temperature, top_k, top_p):
-    p = probabilities(torch.tensor([logits]), temperature=temperature, top_k=top_k, top_p=top_p)[0]
+    p = probabilities(torch.tensor([logits]).float(), temperature=temperature, top_k=top_k, top_p=top_p)[0]
     assert p.sum().item() == pytest.approx(1) and (p >= 0).all()
     given_logits = torch.tensor(logits)
     assert p.max() == p[given_logits == given_logits.max()].max()

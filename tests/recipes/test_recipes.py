@@ -24,7 +24,10 @@ from etude.catalog import recipes
 from etude.data.corpus import Corpus
 from etude.data.graphs import Graph
 from etude.data.images import Images
+from etude.data.masked import Masked
+from etude.data.sentences import Sentences
 from etude.data.text import Text
+from etude.data.tokenizers import WORDPIECE_SPECIAL
 from etude.engine.checkpoint import digest
 from etude.engine.parallel import World
 from etude.engine.recipe import Ramp, Recipe
@@ -103,7 +106,7 @@ def write_graph(folder: Path, source: str, features: int, classes: int) -> None:
 def write_ztext(folder: Path) -> None:
     """Sentences of few words, in two testaments of two blocks each."""
     rng = np.random.default_rng(0)
-    words = np.array("the earth was without form and light shone over its waters".split())  # noqa: SIM905
+    words = np.array(WORDS)
     for name in ("ot", "nt"):
         blocks = [" ".join(f"<w>{word}</w>" for word in rng.choice(words, 150)).encode() for _ in range(2)]
         packed = [zlib.compress(block) for block in blocks]
@@ -113,6 +116,22 @@ def write_ztext(folder: Path) -> None:
         (folder / f"{name}.bzs").write_bytes(b"".join(records))
 
 
+def write_reviews(folder: Path) -> None:
+    """Sentences in which one word tells the class, rated from -4 to 4."""
+    rng = np.random.default_rng(0)
+    lines = []
+    for i in range(160):
+        said = list(rng.choice(WORDS, rng.integers(3, 9)))
+        said.insert(int(rng.integers(len(said))), ("dull", "fine")[i % 2])
+        lines.append(f"{i + 1}\t{(-1.5, 2.25)[i % 2]}\t{' '.join(said)}\r\n")
+    (folder / "movieReviewSnippets_GroundTruth.txt").write_text("".join(lines))
+    for split, rows in (("train", lines[:120]), ("dev", lines[120:])):
+        glue = [f"{row.split(chr(9))[2].strip()}\t{int(float(row.split(chr(9))[1]) > 0)}" for row in rows]
+        (folder / f"{split}.tsv").write_text("sentence\tlabel\n" + "\n".join(glue) + "\n")
+    (folder / "vocab.txt").write_text("\n".join([*WORDPIECE_SPECIAL, *sorted(set(WORDS)), "dull", "fine"]))
+
+
+WORDS = "the earth was without form and light shone over its waters".split()  # noqa: SIM905
 WRITERS = {
     "bible": write_ztext,
     "fashion-mnist": write_idx,
@@ -120,6 +139,7 @@ WRITERS = {
     "cifar10": write_cifar,
     "imagenet": write_imagenet,
 }
+BERT = {"model.width": 32, "model.depth": 2, "model.num_heads": 2, "model.ffn": 64, "model.positions": 24}
 
 
 def small(name: str, folder: Path) -> Recipe:
@@ -150,6 +170,22 @@ def small(name: str, folder: Path) -> Recipe:
         recipe = replace(recipe, batch_size=20, accumulate=10 if ramp.first else 2, ramp=ramp)
         changes |= {f"data.{key}": value for key, value in data.items()} | {"optim.lr": 3e-3}
         return recipe.with_(**changes, **{f"model.{key}": value for key, value in model.items()})
+    if isinstance(recipe.data, Sentences):
+        write_reviews(folder)
+        changes |= {"data.path": str(folder), "data.vocabulary": str(folder / "vocab.txt"), "data.test": 20}
+        changes |= {
+            "data.validation": 20,
+            "start.weights": "",
+            "data.length": 12,
+            "model.vocab_size": 7 + len(set(WORDS)),
+        }
+        changes |= BERT | {"optim.lr": 3e-3}
+        return recipe.with_(**changes)
+    if isinstance(recipe.data, Masked):
+        write_ztext(folder)
+        changes |= {"data.path": str(folder), "data.vocab_size": 60, "data.length": 18, "optim.lr": 3e-3} | BERT
+        changes["model.vocab_size"] = recipe.with_(**changes).data.open().facts["vocabulary"]
+        return recipe.with_(**changes)
     assert isinstance(recipe.data, Images | Text)
     if recipe.data.source in WRITERS:
         WRITERS[recipe.data.source](folder)

@@ -90,6 +90,8 @@ class Remote:
     made: Callable[[str, Path, Progress | None], None] | None = None
     """Called with "official" or "debian", an empty folder and a progress: makes the set there from something that
     changes with time. What its files are is known only then, and kept in the receipt. "debian" makes no connection."""
+    made_by: tuple[str, ...] = ("debian", "official")
+    """The ways in which it can be made."""
     convert: Callable[[Path], None] | None = None
     """Adds to a folder of checked files what is made out of them, e.g. a plain text."""
 
@@ -98,6 +100,15 @@ def _packages(way: str, folder: Path, progress: Progress | None) -> None:
     from etude.data import packages
 
     packages.make(way, folder, progress)
+
+
+def _pairs(target: str) -> Callable[[str, Path, Progress | None], None]:
+    def make(way: str, folder: Path, progress: Progress | None) -> None:
+        from etude.data import debian_pairs
+
+        debian_pairs.make(target, folder, progress)
+
+    return make
 
 
 PLANETOID_AT = "https://raw.githubusercontent.com/kimiyoung/planetoid/master/data/"
@@ -335,6 +346,9 @@ REMOTES: dict[str, Remote] = {
             ),
         ),
     ),
+    "en-de": Remote(made=_pairs("de"), made_by=("official",)),
+    "en-fr": Remote(made=_pairs("fr"), made_by=("official",)),
+    "en-zh": Remote(made=_pairs("zh"), made_by=("official",)),
     "folder": Remote(by_hand="a folder of your own pictures is not downloaded: sort them into DIR/CLASS/"),
 }
 SHIPPED = {name: Path(__file__).with_name(file) for name, file in (("digits", "digits.npz"), ("karate", "karate.txt"))}
@@ -413,7 +427,7 @@ def get(name: str, *, source: str = "auto", offline: bool | None = None, progres
     _known(name)
     remote = REMOTES.get(name, Remote())
     given = {"official": remote.official, "debian": remote.debian, "pypi": remote.pypi}
-    ways = ("debian", "official") if remote.made else tuple(way for way in given if given[way])
+    ways = remote.made_by if remote.made else tuple(way for way in given if given[way])
     if source != "auto" and source not in ways:
         raise UsageError(f"{name} has no source {source!r}", hint=f"--source {' or '.join(('auto', *ways))}")
     if found := _find(name):

@@ -84,8 +84,11 @@ def digest(tensors: dict[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def save_checkpoint(directory: Path, step: int, groups: Groups, state: dict[str, Any], *, keep: int) -> Path:
-    """Write `directory/step-N`, then delete all but the newest `keep`. SaveError leaves the others untouched."""
+def save_checkpoint(
+    directory: Path, step: int, groups: Groups, state: dict[str, Any], *, keep: int, every: int = 1
+) -> Path:
+    """Write `directory/step-N`, then delete all but the newest `keep`, and older ones that are no multiple of `every`
+    steps, which an interruption left. SaveError leaves the others untouched."""
     target = directory / f"step-{step}"
     if target.exists():  # the same step again: nothing is gained by replacing a good one, and a damaged one goes
         try:
@@ -116,9 +119,32 @@ def save_checkpoint(directory: Path, step: int, groups: Groups, state: dict[str,
         shutil.rmtree(temporary, ignore_errors=True)
         raise SaveError(f"checkpoint of step {step} not written to {directory}: {_reason(error)}") from error
     older = [other for other in steps(directory) if other < step]  # newer ones were refused: they are no reserve
-    for old in older[keep - 1 :]:
+    regular = [other for other in older if other % every == 0]
+    for old in {*older} - {*regular[: keep - 1]}:
         shutil.rmtree(directory / f"step-{old}", ignore_errors=True)
     return target
+
+
+def averaged(directory: Path, chosen: list[int], say: Callable[[str], None]) -> dict[str, Tensor]:
+    """The mean of the weights of these steps' checkpoints, of the newest where they are no floating-point numbers.
+    `say` is told of those that are refused; RefusedError where all are."""
+    total: dict[str, Tensor] = {}
+    newest: dict[str, Tensor] = {}
+    count = 0
+    for step in sorted(chosen, reverse=True):
+        try:
+            weights = load_checkpoint(directory, step).groups["model"]
+        except RefusedError as error:
+            say(f"checkpoint step-{step} is left out of the average: {error}")
+            continue
+        newest = newest or weights
+        count += 1
+        for name, value in weights.items():
+            if value.is_floating_point():
+                total[name] = total[name] + value.double() if name in total else value.double()
+    if not count:
+        raise RefusedError(f"{directory} holds no checkpoint that could be averaged")
+    return {name: (total[name] / count).to(v.dtype) if name in total else v for name, v in newest.items()}
 
 
 def _write_synced(path: Path, content: bytes) -> None:

@@ -56,7 +56,7 @@ def measure(
     training = model.training
     model.eval()
     with autocast(precision, world.device):
-        mine = recipe.task.evaluate(model, batches)
+        mine = recipe.task.evaluate_on(dataset, model, batches)
     model.train(training)
     merged, *others = world.gather(mine)
     for other in others:

@@ -144,6 +144,9 @@ class Recipe:
     """Steps between checkpoints (default: one every 30 seconds). One is always written at the end."""
     keep: int = 2
     """Checkpoints kept."""
+    average: int = 0
+    """The last so many checkpoints, `save_every` steps apart, whose weights are averaged at the end; the average is
+    what is evaluated and kept (arXiv 1706.03762, section 6.1)."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -162,6 +165,14 @@ class Recipe:
             raise UsageError(f"clip is {self.clip}; the largest gradient norm must be positive", hint="--clip 1.0")
         if self.ema is not None and not 0 < self.ema < 1:
             raise UsageError(f"ema is {self.ema}; the decay must lie between 0 and 1", hint="--ema 0.999")
+        if self.average < 0 or self.average > self.keep or (self.average and self.save_every is None):
+            raise UsageError(
+                f"average is {self.average}, with keep {self.keep} and save_every {self.save_every}: that many checkpoints "
+                "must be kept, a number of steps apart",
+                hint=f"--keep {max(self.average, self.keep)} --save-every {max(1, self.steps // 20)}",
+            )
+        if self.average and self.ema is not None:
+            raise UsageError("checkpoints are averaged, or the weights of all steps, not both", hint="--ema None")
         if self.batch_size % self.accumulate:
             raise UsageError(f"batch_size {self.batch_size} does not divide into accumulate {self.accumulate} parts")
         unit = self.batch_size // self.accumulate

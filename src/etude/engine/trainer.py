@@ -442,12 +442,14 @@ class Trainer:
         if "validation" in self.dataset.sizes:
             if self.evaluated != self.step:
                 self._evaluate_and_keep(final=True)
-            self._take_best()
+            self._take_average() if self._averages else self._take_best()
             measured = self.measure("test")
             values = numbers(measured)
             self._write({"step": self.step, "eval": values, "split": "test"})
             self._figures(measured, "test")
         else:
+            if self._averages:
+                self._fill_average()
             self._evaluate_and_keep(final=True)
             values = self.last_eval
         result = {
@@ -475,6 +477,37 @@ class Trainer:
         self.world.gather(None)  # nobody goes on before everything is written
         self._finished = True
         return result
+
+    @property
+    def _averages(self) -> bool:
+        return self.recipe.average > 0 and self.directory is not None
+
+    def _fill_average(self) -> int:
+        """Put the mean of the last checkpoints' weights into the model; says of how many."""
+        assert self.directory and self.recipe.save_every
+        folder, average, chosen = self.directory / "checkpoints", None, []
+        if self.main:
+            regular = [s for s in checkpoint.steps(folder) if s % self.recipe.save_every == 0 or s == self.step]
+            chosen = regular[: self.recipe.average]
+            average = checkpoint.averaged(folder, chosen, self.log)
+        average, chosen = self.world.gather((average, chosen))[0]
+        target = self.model.state_dict()
+        for name, value in average.items():
+            fill(target[name], value)
+        self.log(f"the weights are the mean of {len(chosen)} checkpoints, of step {chosen[-1]:,} to {chosen[0]:,}")
+        return len(chosen)
+
+    def _take_average(self) -> None:
+        """Average, measure, and keep the average in place of the best weights."""
+        count = self._fill_average()
+        measured = self.measure("validation")
+        values = numbers(measured)
+        self._write({"step": self.step, "eval": values, "split": "validation", "averaged": count})
+        said = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self.log(f"averaged  validation  {said}")
+        measure = self.recipe.task.measure
+        self.best = {"step": self.step, measure: values[measure], "split": "validation", "averaged": count}
+        self._keep_weights(final=True)
 
     def _take_best(self) -> None:
         """Put the best weights, as kept, back into the model (and its averages)."""
@@ -521,7 +554,8 @@ class Trainer:
         try:
             self._metrics.flush(sync=True)
             state["metrics_bytes"] = self._metrics.bytes
-            checkpoint.save_checkpoint(folder, self.step, groups, state, keep=self.recipe.keep)
+            every = (self.recipe.save_every or 1) if self.recipe.average else 1
+            checkpoint.save_checkpoint(folder, self.step, groups, state, keep=self.recipe.keep, every=every)
         except (checkpoint.SaveError, OSError) as error:
             kept = checkpoint.steps(folder)
             last = f"the last good one is step-{kept[0]}" if kept else "there is none yet"

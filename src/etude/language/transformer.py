@@ -14,13 +14,14 @@ D width, H heads, F feed-forward width, V vocabulary, L layers.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from etude.language.beam import Hypothesis, Penalty, search
 from etude.nn.activations import ACTIVATIONS, Activation
 from etude.nn.packing import PackedAttention, Packing
 
@@ -114,6 +115,13 @@ def sinusoids(positions: Int[Tensor, "N"], width: int, layout: Positions) -> Flo
 # ---------------------------------------------------------------- sublayers (sections 3.2, 3.3)
 
 
+@runtime_checkable
+class Attend(Protocol):
+    """softmax(q k^T / sqrt(D/H)) v, over whichever keys a query may see: `PackedAttention`, or one that remembers."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor: ...
+
+
 class Attention(nn.Module):
     """Multi-head attention (section 3.2.2) of N packed tokens to M. (N, D), (M, D) -> (N, D)"""
 
@@ -126,10 +134,18 @@ class Attention(nn.Module):
         """(..., D) -> (..., H, D/H)"""
         return x.unflatten(-1, (self.num_heads, -1))
 
-    def forward(self, x: Tensor, memory: Tensor, attend: PackedAttention) -> Tensor:
-        q, k, v = self.heads(self.query(x)), self.heads(self.key(memory)), self.heads(self.value(memory))
-        mixed = attend(q, k, v, dropout=self.dropout if self.training else 0.0)
+    def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """What tokens (M, D) are looked at by and what they give, (M, H, D/H) each."""
+        return self.heads(self.key(memory)), self.heads(self.value(memory))
+
+    def forward(self, x: Tensor, memory: "Memory", attend: Attend) -> Tensor:
+        k, v = memory[self] if isinstance(memory, dict) else self.keys_values(memory)
+        mixed = attend(self.heads(self.query(x)), k, v, dropout=self.dropout if self.training else 0.0)
         return self.out(mixed.flatten(-2))
+
+
+Memory = Tensor | dict[nn.Module, tuple[Tensor, Tensor]]
+"""The tokens that are looked at (M, D); or, where these were computed before, each attention's keys and values."""
 
 
 class FeedForward(nn.Module):
@@ -198,7 +214,7 @@ class EncoderLayer(nn.Module):
         self.attention, self.feed_forward = Attention(config), FeedForward(config)
         self.attention_residual, self.feed_forward_residual = residual(config), residual(config)
 
-    def forward(self, x: Tensor, attend: PackedAttention) -> Tensor:
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
         x = self.attention_residual(x, lambda y: self.attention(y, y, attend))
         return self.feed_forward_residual(x, self.feed_forward)
 
@@ -213,7 +229,7 @@ class DecoderLayer(nn.Module):
         self.attention_residual, self.cross_attention_residual = residual(config), residual(config)
         self.feed_forward_residual = residual(config)
 
-    def forward(self, x: Tensor, memory: Tensor, attend: PackedAttention, attend_memory: PackedAttention) -> Tensor:
+    def forward(self, x: Tensor, memory: Memory, attend: Attend, attend_memory: Attend) -> Tensor:
         x = self.attention_residual(x, lambda y: self.attention(y, y, attend))
         x = self.cross_attention_residual(x, lambda y: self.cross_attention(y, memory, attend_memory))
         return self.feed_forward_residual(x, self.feed_forward)
@@ -226,7 +242,7 @@ class Stack(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, x: Tensor, *context: Tensor | PackedAttention) -> Tensor:
+    def forward(self, x: Tensor, *context: Memory | Attend) -> Tensor:
         for layer in self.layers:
             x = layer(x, *context)
         return x
@@ -239,7 +255,7 @@ class NormedStack(Stack):
         super().__init__(config, layers)
         self.norm = nn.LayerNorm(config.width)
 
-    def forward(self, x: Tensor, *context: Tensor | PackedAttention) -> Tensor:
+    def forward(self, x: Tensor, *context: Memory | Attend) -> Tensor:
         return self.norm(super().forward(x, *context))
 
 
@@ -259,7 +275,7 @@ class LinearCombinationStack(Stack):
         weights = self.mix[len(normed) - 1].unbind()
         return torch.stack([weight * y for weight, y in zip(weights, normed)]).sum(0)
 
-    def forward(self, x: Tensor, *context: Tensor | PackedAttention) -> Tensor:
+    def forward(self, x: Tensor, *context: Memory | Attend) -> Tensor:
         normed = [self.norms[0](x)]
         for norm, layer in zip(list(self.norms)[1:], self.layers):
             normed.append(norm(layer(self.combine(normed), *context)))
@@ -319,6 +335,10 @@ class Transformer(nn.Module):
         x = self.embedding(ids) * math.sqrt(config.width)
         return self.dropout(x + sinusoids(places + first, config.width, config.positions).to(x.dtype))
 
+    def cross_attentions(self) -> list[Attention]:
+        """The decoder's attentions to the source, layer by layer."""
+        return [layer.cross_attention for layer in self.decoder.layers if isinstance(layer, DecoderLayer)]
+
     def logits(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N V"]:
         """Scores against the rows of the embedding."""
         return F.linear(x, self.embedding.weight, self.output_bias)
@@ -369,19 +389,33 @@ class Transformer(nn.Module):
         logits, packing = self.packed(src, tgt, src_mask, tgt_mask)
         return packing.unpack(logits, longest=tgt.shape[1])
 
+    def generate(
+        self,
+        src: Int[Tensor, "B S"],
+        src_mask: Bool[Tensor, "B S"] | None = None,
+        *,
+        beam: int = 4,
+        length_penalty: float = 0.6,
+        penalty: Penalty = "length",
+        max_length: int | None = None,
+    ) -> list[list[Hypothesis]]:
+        """The likeliest translations of each sentence, best first: see `beam.search`."""
+        return search(
+            self, src, src_mask, beam=beam, length_penalty=length_penalty, penalty=penalty, max_length=max_length
+        )
+
     @torch.no_grad()
     def attention(self, src: Int[Tensor, "S"], tgt: Int[Tensor, "T"]) -> Float[Tensor, "L H T S"]:
         """The weights with which each decoder layer's heads look from each target token at the source, for drawing."""
         seen: list[Tensor] = []
 
-        def look(attention: nn.Module, inputs: tuple[Tensor, Tensor, PackedAttention]) -> None:
+        def look(attention: nn.Module, inputs: tuple[Tensor, Tensor, Attend]) -> None:
             assert isinstance(attention, Attention)
             q, k = attention.heads(attention.query(inputs[0])), attention.heads(attention.key(inputs[1]))
             scores = torch.einsum("thd,shd->hts", q, k) / math.sqrt(q.shape[-1])
             seen.append(scores.float().softmax(-1))
 
-        crosses = [m for name, m in self.decoder.named_modules() if name.endswith(".cross_attention")]
-        handles = [cross.register_forward_pre_hook(look) for cross in crosses]
+        handles = [cross.register_forward_pre_hook(look) for cross in self.cross_attentions()]
         try:
             self.packed(src[None], tgt[None])
         finally:

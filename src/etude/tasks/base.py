@@ -89,6 +89,14 @@ class Task:
         """Measures over batches that hold every sample once. The engine merges them over processes."""
         raise TypeError(f"{type(self).__name__} does not define evaluate")
 
+    def evaluate_on(self, dataset: Dataset, model: nn.Module, batches: Iterable[Batch]) -> dict[str, Metric]:
+        """`evaluate` for a task whose measures need more than tensors, such as the data set's tokenizer."""
+        return self.evaluate(model, batches)
+
+    def notes(self, measured: dict[str, Metric]) -> dict[str, str]:
+        """What must stand beside the measures for these to be compared with others', such as a signature."""
+        return {}
+
     def figures(self, measured: dict[str, Metric], dataset: Dataset, split: str) -> list[Block]:
         """What the report shows of an evaluation."""
         return []

@@ -26,6 +26,7 @@ from etude.errors import EtudeError, Interrupted, NumericError, UsageError, near
 
 if TYPE_CHECKING:
     from etude.engine.recipe import Recipe
+    from etude.engine.run import Run
     from etude.engine.study import Study, StudyRun
 
 
@@ -393,21 +394,33 @@ def _data_path(parser: argparse.ArgumentParser) -> None:
 
 
 def eval_(arguments: list[str]) -> int:
-    """Measure a run's weights over a split of its data."""
+    """Measure a run's weights over a split of its data: etude eval RUN [--task.beam 8] [--data.path DIR].
+
+    Flags of the recipe's data and task measure it otherwise than it was trained.
+    """
     parser = _parser("eval")
     parser.add_argument("run", help="the run directory")
     parser.add_argument("--split", default="test")
     parser.add_argument("--device", default="auto")
     _data_path(parser)
-    options = parser.parse_args(arguments)
+    options, changes = parser.parse_known_args(arguments)
     import etude
 
     run = etude.open(options.run)
-    values = run.evaluate(options.split, device=options.device, data_path=options.data_path)
+    if changes:
+        if other := [word for word in changes if word.startswith("--") and not word.startswith(("--task.", "--data."))]:
+            raise UsageError(f"etude eval: unknown flag {other[0]}", hint="etude eval --help")
+        run.recipe, _ = _recipe_flags(run.recipe, run.recipe.name, changes)
+    from etude.engine.evaluate import numbers
+
+    measured = run.measure(options.split, device=options.device, data_path=options.data_path)
+    values, notes = numbers(measured), run.recipe.task.notes(measured)
     if options.json:
-        _json({"run": str(run.path), "recipe": run.recipe.name, "split": options.split, "eval": values})
+        document = {"run": str(run.path), "recipe": run.recipe.name, "split": options.split, "eval": values}
+        _json(document | ({"notes": notes} if notes else {}))
     else:
-        _table([[name, f"{value:.6g}"] for name, value in values.items()])
+        rows = [[name, f"{value:.6g}", notes.get(name, "")] for name, value in values.items()]
+        _table(rows + [[name, note, ""] for name, note in notes.items() if name not in values])
     return 0
 
 
@@ -420,7 +433,9 @@ def predict(arguments: list[str]) -> int:
     parser.add_argument("run", help="the run directory")
     parser.add_argument("inputs", nargs="*", help="files or folders of pictures, texts, ...: what the run's data takes")
     parser.add_argument("--samples", type=int, default=0, help="take this many samples of the test split instead")
-    parser.add_argument("--save", metavar="DIR", default=None, help="write each answer to a file there")
+    parser.add_argument(
+        "--save", metavar="DIR", default=None, help="write each answer to a file there; of translated lines, the file"
+    )
     parser.add_argument("--device", default="auto")
     choices = _ask_flags(parser, next((word for word in arguments if (Path(word) / "recipe.json").is_file()), ""))
     options = parser.parse_intermixed_args(arguments)
@@ -434,6 +449,8 @@ def predict(arguments: list[str]) -> int:
     else:
         inputs = run.recipe.data.open().samples("test", options.samples)
     asked = {name: getattr(options, name) for name in choices if getattr(options, name) is not None}
+    if run.recipe.task.by_line and options.save and isinstance(inputs[0][1], Path) and not Path(options.save).is_dir():
+        return _answer_lines(run, [raw for _, raw in inputs], options, asked)
     results, errors = [], []
     try:
         if len(inputs) > 1:  # all at once: a graph's nodes share one pass
@@ -462,6 +479,34 @@ def predict(arguments: list[str]) -> int:
     for _, error in errors:
         _complain(error)
     return 2 if errors else 0
+
+
+def _answer_lines(run: Run, files: list[Any], options: argparse.Namespace, asked: dict[str, Any]) -> int:
+    """A file's lines into the file --save, resumable."""
+    if len(files) > 1:
+        raise UsageError(f"--save {options.save} takes the lines of one file, not of {len(files)}", hint="--save DIR/")
+    from etude.engine.lines import answer
+
+    with _bar("lines") as progress:
+        count = answer(run, files[0], Path(options.save), device=options.device, progress=progress, **asked)
+    document = {"run": str(run.path), "lines": count, "saved": options.save}
+    _json(document) if options.json else _table([["lines", f"{count:,}"], ["saved", options.save]])
+    return 0
+
+
+@contextlib.contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on stderr; nothing where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _ask_flags(parser: _Parser, place: str) -> list[str]:

@@ -35,7 +35,9 @@ PROPORTION = {"de": (0.5, 2.2), "fr": (0.5, 2.2), "zh": (0.12, 1.0)}
 """Characters of the target for each of the source."""
 SLACK = 12
 """Characters by which lengths may be out of proportion: short labels vary."""
-ENGLISH = frozenset("the of and is are to for with this that you can from or be by which your".split())
+ENGLISH = frozenset(
+    "the of and is are to for with this that you can from or be by which your".split()  # noqa: SIM905
+)
 """Words that neither German nor French has, or has rarely."""
 CJK = re.compile(r"[\u4e00-\u9fff]")
 LARGEST = 1_000_000_000
@@ -45,8 +47,8 @@ LARGEST = 1_000_000_000
 def make(target: str, folder: Path, progress: Progress | None = None) -> None:
     """Write pairs.tsv into `folder`, which ends up with nothing else: English and `target` ("de", "fr", "zh").
 
-    Downloads with apt-get into `folder`; the machine's own lists and packages stay as they are. MissingError where there
-    is no apt, or it reaches no archive.
+    Downloads with apt-get into `folder`; the machine's own lists and packages stay as they are. MissingError where
+    there is no apt, or it reaches no archive.
     """
     for tool in ("apt-get", "dpkg-deb"):
         if not shutil.which(tool):
@@ -96,7 +98,11 @@ def help_texts(work: Path, language: str) -> list[Pair]:
         _run(["dpkg-deb", "-x", archive.name, name], work)
         sides.append(dict(_elements(work / name)))
     english, translated = sides
-    return [(document, english[document, i], translated[document, i]) for document, i in english if (document, i) in translated]
+    return [
+        (document, english[document, i], translated[document, i])
+        for document, i in english
+        if (document, i) in translated
+    ]
 
 
 ELEMENT = re.compile(r'<(p|h[1-6])\b[^>]*\bid="([^"]+)"[^>]*>(.*?)</\1>', re.DOTALL)
@@ -127,7 +133,12 @@ def description_texts(work: Path, language: str) -> list[Pair]:
     """All pairs of the descriptions, from lists that are downloaded to `work`."""
     lists = work / "lists"
     (lists / "partial").mkdir(parents=True)
-    options = [f"Dir::State::Lists={lists}", f"Acquire::Languages=en,{language}", "Dir::Cache::pkgcache=", "Dir::Cache::srcpkgcache="]
+    options = [
+        f"Dir::State::Lists={lists}",
+        f"Acquire::Languages=en,{language}",
+        "Dir::Cache::pkgcache=",
+        "Dir::Cache::srcpkgcache=",
+    ]
     settings = [word for option in options for word in ("-o", option)]
     _run(["apt-get", *settings, "update"], work)
     sources: dict[str, str] = {}

@@ -49,6 +49,8 @@ class Pairs(Data):
     What has no validation or test part gets them by document, or where there are none by sentence."""
     vocab_size: int = 8000
     """Tokens of the joint byte-level BPE that is learned on both sides of the training split."""
+    vocabulary: str = ""
+    """A tokenizer.json to take instead, such as a run's."""
     longest: int = 128
     """Tokens of a side; longer pairs are left out of training, never out of an evaluation."""
     validation: float = 0.02
@@ -90,6 +92,10 @@ class Pairs(Data):
         """A file's name stands for the lines that the file holds, anything else for itself."""
         return [(word, Path(word) if _is_file(word) else word) for word in words]
 
+    def lines(self, path: Path) -> Texts:
+        """The lines of a file. UsageError where it is empty, no UTF-8, or has a line that is too long."""
+        return lines_of(path)
+
     def prepare(self, raw: Any) -> Tensor:
         """A sentence -> (S,) ids with the end token. Reads the whole data for its vocabulary; a run keeps that."""
         return torch.from_numpy(encode(self.open().tokenizer, [raw])[0][0])
@@ -118,7 +124,9 @@ def load(data: Pairs) -> dict[str, tuple[Texts, Texts]]:
     prefix = f"{path}/" if path.is_dir() else f"{path}."
     files = {split: tuple(Path(f"{prefix}{split}.{language}") for language in data.languages) for split in SPLITS}
     parts = {
-        split: _aligned(*both) for split, both in files.items() if both[0].is_file() or (split == "train" and path.is_dir())
+        split: _aligned(*both)
+        for split, both in files.items()
+        if both[0].is_file() or (split == "train" and path.is_dir())
     }
     if "train" not in parts:
         raise MissingError(
@@ -130,7 +138,9 @@ def load(data: Pairs) -> dict[str, tuple[Texts, Texts]]:
     if "test" in parts and ("validation" in parts or data.validation == 0):
         return {split: (list(a), list(b)) for split, (a, b) in parts.items()}
     own = [(text, text, translation) for text, translation in zip(*parts.pop("train"))]
-    return _split(own, data, str(files["train"][0]), taken=tuple(parts)) | {s: (list(a), list(b)) for s, (a, b) in parts.items()}
+    return _split(own, data, str(files["train"][0]), taken=tuple(parts)) | {
+        s: (list(a), list(b)) for s, (a, b) in parts.items()
+    }
 
 
 def _known(source: str) -> str:
@@ -240,8 +250,9 @@ def encode(tokenizer: Tokenizer, texts: Texts) -> tuple[list[NDArray[np.int64]],
 def special(tokenizer: Tokenizer) -> dict[str, int]:
     """The ids of padding, begin and end."""
     names = {"padding": PADDING, "begin": BEGIN, "end": END}
-    ids = {name: tokenizer.token_to_id(token) for name, token in names.items()}
-    if lacking := [names[name] for name, found in ids.items() if found is None]:
+    found = {name: tokenizer.token_to_id(token) for name, token in names.items()}
+    ids = {name: number for name, number in found.items() if number is not None}
+    if lacking := [token for name, token in names.items() if name not in ids]:
         raise UsageError(f"the vocabulary is of another kind: it has no {', '.join(lacking)}")
     return ids
 
@@ -291,7 +302,8 @@ class PairsDataset(Dataset):
     def __init__(self, data: Pairs):
         self.data = data
         self.texts = load(data)
-        self.tokenizer = joint_bpe(self.texts["train"], data.vocab_size)
+        given = data.vocabulary and tokenizers.read(Path(data.vocabulary).expanduser())
+        self.tokenizer = given or joint_bpe(self.texts["train"], data.vocab_size)
         self._sides = {s: tuple(_side(self.tokenizer, side) for side in both) for s, both in self.texts.items()}
         longer = np.maximum(*(side.lengths for side in self._sides["train"]))
         self._kept = np.flatnonzero(longer <= data.longest)
@@ -336,7 +348,7 @@ class PairsDataset(Dataset):
         return places * wanted // size != (places + 1) * wanted // size
 
     def batch(self, *, seed: int, step: int, batch_size: int, rank: int = 0, world: int = 1) -> Batch:
-        """This process's share of the batch of `step`: every `world`-th of its pairs, so that lengths are shared out."""
+        """This process's share of the batch of `step`: every `world`-th of its pairs, of all lengths."""
         if self.data.multiple % world:
             raise UsageError(
                 f"a batch holds a multiple of {self.data.multiple} pairs, which do not divide over {world} processes",

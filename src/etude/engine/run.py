@@ -7,6 +7,7 @@ import platform
 import shlex
 import sys
 import typing
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from etude.engine.parallel import World
 from etude.engine.precision import Resolved, autocast, computes_bf16, pick_device
 from etude.engine.recipe import Recipe, check
 from etude.errors import MissingError, RefusedError, UsageError, nearest
+from etude.tasks.metrics import Metric
 
 
 def version() -> str:
@@ -195,6 +197,22 @@ class Run:
     def predict(self, *inputs: Any, device: str = "auto", **ask: Any) -> Any:
         """Answers to raw inputs, as the run's data takes them (pictures: paths, bytes, PIL images, arrays, tensors): a
         Result, or a list of them. `ask`: what the task lets one choose, e.g. `length=200` of a language model."""
+        task, asked = self.recipe.task, self._ask(ask)
+        model = self.model(device)
+        place = next(model.parameters()).device
+        with torch.no_grad(), autocast(self.precision(place), place):
+            results = task.predict(model, list(inputs), self.recipe.data, self.facts, asked)
+        return results[0] if len(inputs) == 1 else results
+
+    def answers(self, lines: list[str], *, device: str = "auto", **ask: Any) -> list[str]:
+        """A line's answer each, as one line, of a task that answers lines (`Task.by_line`); an empty one's is empty."""
+        given = [line for line in lines if line.strip()]
+        found: Any = self.predict(*given, device=device, **ask) if given else []
+        results: Iterator[Any] = iter([found] if len(given) == 1 else found)
+        return [" ".join(next(results).row()[0].split()) if line.strip() else "" for line in lines]
+
+    def _ask(self, ask: dict[str, Any]) -> Any:
+        """What the task lets one choose, checked."""
         task = self.recipe.task
         kinds = typing.get_type_hints(task.ask)
         names = [field.name for field in dataclasses.fields(task.ask)]
@@ -202,24 +220,30 @@ class Run:
             if name not in names:
                 known = nearest(name, names) or (f"one of {', '.join(names)}" if names else "it leaves no choice")
                 raise UsageError(f"predict of {self.recipe.name} has no {name!r}", hint=known)
-        asked = task.ask(**{name: check(value, kinds[name], name) for name, value in ask.items()})
-        model = self.model(device)
-        place = next(model.parameters()).device
-        with torch.no_grad(), autocast(self.precision(place), place):
-            results = task.predict(model, list(inputs), self.recipe.data, self.facts, asked)
-        return results[0] if len(inputs) == 1 else results
+        return task.ask(**{name: check(value, kinds[name], name) for name, value in ask.items()})
 
     def evaluate(self, split: str = "test", *, device: str = "auto", data_path: str | None = None) -> dict[str, float]:
         """The task's measures of the kept weights over a split: what result.json says, measured again."""
+        return numbers(self.measure(split, device=device, data_path=data_path))
+
+    def measure(self, split: str = "test", *, device: str = "auto", data_path: str | None = None) -> dict[str, Metric]:
+        """`evaluate`, with what it counted."""
         data = self.recipe.data
         if data_path is not None:
             data = self.recipe.with_(**{"data.path": data_path}).data
         dataset = data.open()
         if split not in dataset.sizes:
             raise UsageError(f"there is no split {split!r}; there are {', '.join(dataset.sizes)}")
+        kept = self.facts["files"]
+        for name, content in dataset.files.items():
+            if kept.get(name) != content:
+                raise RefusedError(
+                    f"the data's {name} is not the one in {self.path}: the data has changed since the run was trained",
+                    hint=f"with your own pairs of sentences: --data.vocabulary {self.path / name}",
+                )
         model = self.model(device)
         place = next(model.parameters()).device
-        return numbers(measure(model, self.recipe, dataset, split, world=World(place), precision=self.precision(place)))
+        return measure(model, self.recipe, dataset, split, world=World(place), precision=self.precision(place))
 
     def report(self) -> Path:
         """Write report.html anew from the run's files."""

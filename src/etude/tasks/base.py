@@ -65,6 +65,8 @@ class Task:
     higher_is_better: ClassVar[bool] = False
     ask: ClassVar[type[Ask]] = Ask
     """What can be asked of `predict` besides its inputs."""
+    by_line: ClassVar[bool] = False
+    """Whether a file is answered line by line (`Data.lines`), the first cell of each answer's row being its line."""
 
     def check(self, model: nn.Module, dataset: Dataset) -> None:
         """Raise UsageError where model and data do not fit each other; called once, before training."""

@@ -11,10 +11,10 @@ from etude.tasks.bleu import BLEU, WORDS, ChrF, compounds_apart
 
 sacrebleu = pytest.importorskip("sacrebleu", minversion="2.6")
 
-PIECES = (
+PIECES = (  # noqa: SIM905
     "Katze sitzt auf 3.5 1,000 e-mail – “Haus” &amp; &quot;x don't 中文字 ， 。 a/b (x) 10-12 - "
     "\u3000 \U00020001 ü. A. zu $5 <skipped> „ x&lt;y &amp;quot; -7 .5 5. ¿qué? \u2019s ⺀ ａ ☃"
-).split(" ")  # noqa: SIM905
+).split(" ")
 TEXT = st.lists(st.sampled_from(PIECES), max_size=12).map(" ".join) | st.text(max_size=30)
 
 

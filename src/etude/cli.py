@@ -394,27 +394,23 @@ def _data_path(parser: argparse.ArgumentParser) -> None:
 
 
 def eval_(arguments: list[str]) -> int:
-    """Measure a run's weights over a split of its data: etude eval RUN [--task.beam 8] [--data.path DIR].
+    """Measure a run's weights over a split of its data, or of other data of this kind (--data-path).
 
-    Flags of the recipe's data and task measure it otherwise than it was trained.
+    The recipe's other fields may be changed too: --task.beam 8, --data.context 448, --eval-batch-size 8.
     """
     parser = _parser("eval")
     parser.add_argument("run", help="the run directory")
     parser.add_argument("--split", default="test")
     parser.add_argument("--device", default="auto")
     _data_path(parser)
-    options, changes = parser.parse_known_args(arguments)
+    options, others = parser.parse_known_args(arguments)
     import etude
-
-    run = etude.open(options.run)
-    if changes:
-        if other := [word for word in changes if word.startswith("--") and not word.startswith(("--task.", "--data."))]:
-            raise UsageError(f"etude eval: unknown flag {other[0]}", hint="etude eval --help")
-        run.recipe, _ = _recipe_flags(run.recipe, run.recipe.name, changes)
     from etude.engine.evaluate import numbers
 
-    measured = run.measure(options.split, device=options.device, data_path=options.data_path)
-    values, notes = numbers(measured), run.recipe.task.notes(measured)
+    run = etude.open(options.run)
+    changes = _changes(run.recipe, others)
+    measured = run.measure(options.split, device=options.device, data_path=options.data_path, changes=changes)
+    values, notes = numbers(measured), run.recipe.with_(**changes).task.notes(measured)
     if options.json:
         document = {"run": str(run.path), "recipe": run.recipe.name, "split": options.split, "eval": values}
         _json(document | ({"notes": notes} if notes else {}))
@@ -422,6 +418,27 @@ def eval_(arguments: list[str]) -> int:
         rows = [[name, f"{value:.6g}", notes.get(name, "")] for name, value in values.items()]
         _table(rows + [[name, note, ""] for name, note in notes.items() if name not in values])
     return 0
+
+
+def _changes(recipe: Recipe, words: list[str]) -> dict[str, Any]:
+    """Flags that name fields of how a run is measured -> {"data.context": 448}."""
+    import ast
+
+    known = ["--eval-batch-size", *_flag_names(recipe.data, "--data."), *_flag_names(recipe.task, "--task.")]
+    changes: dict[str, Any] = {}
+    parts = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    alone = {i for i, (a, b) in enumerate(pairwise([*parts, "--"])) if a.startswith("--") and b.startswith("--")}
+    pairs = iter([word for i, part in enumerate(parts) for word in ([part, "True"] if i in alone else [part])])
+    for flag in pairs:
+        if flag not in known:
+            raise UsageError(
+                f"etude eval: unknown flag {flag}", hint=nearest(flag, [*known, "--split", "--device", "--data-path"])
+            )
+        value = next(pairs, "")
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(value)
+        changes[flag.removeprefix("--").replace("-", "_")] = value
+    return changes
 
 
 def predict(arguments: list[str]) -> int:
@@ -435,6 +452,9 @@ def predict(arguments: list[str]) -> int:
     parser.add_argument("--samples", type=int, default=0, help="take this many samples of the test split instead")
     parser.add_argument(
         "--save", metavar="DIR", default=None, help="write each answer to a file there; of translated lines, the file"
+    )
+    parser.add_argument(
+        "--stream", action="store_true", help="show a text while it is written, as a terminal does with one input"
     )
     parser.add_argument("--device", default="auto")
     choices = _ask_flags(parser, next((word for word in arguments if (Path(word) / "recipe.json").is_file()), ""))
@@ -451,6 +471,11 @@ def predict(arguments: list[str]) -> int:
     asked = {name: getattr(options, name) for name in choices if getattr(options, name) is not None}
     if run.recipe.task.by_line and options.save and isinstance(inputs[0][1], Path) and not Path(options.save).is_dir():
         return _answer_lines(run, [raw for _, raw in inputs], options, asked)
+    plain = not options.json and not options.save
+    if options.stream and not plain:
+        raise UsageError("--stream shows a text while it is written; it goes with neither --json nor --save")
+    if options.stream or (plain and len(inputs) == 1 and run.recipe.task.streams and sys.stdout.isatty()):
+        return _stream(run, inputs, options.device, asked)
     results, errors = [], []
     try:
         if len(inputs) > 1:  # all at once: a graph's nodes share one pass
@@ -507,6 +532,22 @@ def _bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _stream(run: Run, inputs: list[tuple[str, Any]], device: str, asked: dict[str, Any]) -> int:
+    """Write each answer on stdout while it is made."""
+    code = 0
+    for name, raw in inputs:
+        if len(inputs) > 1:
+            print(f"== {name}")
+        try:
+            for piece in run.stream(raw, device=device, **asked):
+                print(piece, end="", flush=True)
+            print()
+        except UsageError as error:
+            _complain(error)
+            code = error.code
+    return code
 
 
 def _ask_flags(parser: _Parser, place: str) -> list[str]:

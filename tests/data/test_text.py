@@ -304,3 +304,14 @@ def test_places_that_hold_no_text(tmp_path: Path):
 def test_settings_that_leave_nothing(changes):
     with pytest.raises(UsageError):
         Text(**changes)
+
+
+def test_another_text_is_read_in_the_run_s_characters(tmp_path: Path):
+    run = opened(tmp_path / "a.txt", "abcd " * 60, length=8, context=8, validation=0.1, test=0.1)
+    other = Text(path=str(tmp_path / "b.txt"), length=8, context=8, validation=0.1, test=0.1)
+    (tmp_path / "b.txt").write_text("cab bad " * 60)
+    again = other.reopen(run.facts)
+    assert again.vocabulary == run.vocabulary and again.ids["test"].max() < len(run.vocabulary)
+    (tmp_path / "b.txt").write_text("cab bad x" * 60)
+    with pytest.raises(UsageError, match="holds 'x', which the training text does not"):
+        other.reopen(run.facts)

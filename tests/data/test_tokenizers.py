@@ -94,7 +94,7 @@ def test_files_that_are_no_vocabularies(tmp_path):
     with pytest.raises(RefusedError, match="no byte-pair encoding"):
         toks.gpt2(tmp_path)
     (tmp_path / "vocab.txt").write_text("hello\nworld\n")
-    with pytest.raises(RefusedError, match=r"lacks \[UNK\]"):
+    with pytest.raises(RefusedError, match=r"lacks \[PAD\], \[UNK\]"):
         toks.wordpiece(tmp_path / "vocab.txt")
     with pytest.raises(RefusedError, match="no tokenizer"):
         toks.from_json(json.dumps({"model": {"type": "X"}}))

@@ -113,6 +113,12 @@ def test_schedules():
     assert cosine.factor(10, 110) == 1
     assert cosine.factor(60, 110) == pytest.approx(0.1 + 0.9 * 0.5)
     assert Schedule("linear").factor(25, 100) == pytest.approx(0.75)
+    early = Schedule("cosine", warmup=10, final=0.1, fall=0.8)
+    assert early.factor(45, 100) == pytest.approx(0.1 + 0.9 * 0.5)
+    assert early.factor(80, 100) == early.factor(99, 100) == pytest.approx(0.1)
+    assert Schedule("linear", fall=0.5).factor(75, 100) == 0
+    with pytest.raises(UsageError, match=r"schedule.fall is 0"):
+        Schedule(fall=0.0)
     step = Schedule("step", milestones=(0.5, 0.75))
     assert [step.factor(s, 100) for s in (49, 50, 75)] == pytest.approx([1, 0.1, 0.01])
     noam = Schedule("noam", warmup=4000, width=512)

@@ -241,7 +241,8 @@ def test_every_system_offers_an_example_that_traces_back(size):
 
     found = record(model, *catalog.example(size), scalar=answer)
     assert found.inputs and found.ops and found.weights
-    assert set(found.weights) == {name for name, p in model.named_parameters()}
+    unread = {"bert-base": {"pooler.weight", "pooler.bias"}}.get(size, set())  # which classifiers read
+    assert set(found.weights) == {name for name, p in model.named_parameters()} - unread
 
 
 def test_operators_on_integers_are_one_box():

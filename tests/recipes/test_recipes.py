@@ -10,6 +10,7 @@ import pickle
 import struct
 import zlib
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,17 @@ from PIL import Image
 from scipy.sparse import csr_matrix
 
 from etude.catalog import recipes
+from etude.data.corpus import Corpus
 from etude.data.graphs import Graph
 from etude.data.images import Images
+from etude.data.masked import Masked
 from etude.data.pairs import Pairs
+from etude.data.sentences import Sentences
 from etude.data.text import Text
+from etude.data.tokenizers import WORDPIECE_SPECIAL
 from etude.engine.checkpoint import digest
 from etude.engine.parallel import World
-from etude.engine.recipe import Recipe
+from etude.engine.recipe import Ramp, Recipe
 from etude.engine.study import train as train_study
 from etude.engine.trainer import Trainer
 from etude.recipes import find_recipe, find_study
@@ -102,7 +107,7 @@ def write_graph(folder: Path, source: str, features: int, classes: int) -> None:
 def write_ztext(folder: Path) -> None:
     """Sentences of few words, in two testaments of two blocks each."""
     rng = np.random.default_rng(0)
-    words = np.array("the earth was without form and light shone over its waters".split())  # noqa: SIM905
+    words = np.array(WORDS)
     for name in ("ot", "nt"):
         blocks = [" ".join(f"<w>{word}</w>" for word in rng.choice(words, 150)).encode() for _ in range(2)]
         packed = [zlib.compress(block) for block in blocks]
@@ -122,6 +127,22 @@ def write_pairs(folder: Path, source: str) -> None:
             (folder / f"{split}.{language}").write_text("".join(" ".join(line) + "\n" for line in side))
 
 
+def write_reviews(folder: Path) -> None:
+    """Sentences in which one word tells the class, rated from -4 to 4."""
+    rng = np.random.default_rng(0)
+    lines = []
+    for i in range(160):
+        said = list(rng.choice(WORDS, rng.integers(3, 9)))
+        said.insert(int(rng.integers(len(said))), ("dull", "fine")[i % 2])
+        lines.append(f"{i + 1}\t{(-1.5, 2.25)[i % 2]}\t{' '.join(said)}\r\n")
+    (folder / "movieReviewSnippets_GroundTruth.txt").write_text("".join(lines))
+    for split, rows in (("train", lines[:120]), ("dev", lines[120:])):
+        glue = [f"{row.split(chr(9))[2].strip()}\t{int(float(row.split(chr(9))[1]) > 0)}" for row in rows]
+        (folder / f"{split}.tsv").write_text("sentence\tlabel\n" + "\n".join(glue) + "\n")
+    (folder / "vocab.txt").write_text("\n".join([*WORDPIECE_SPECIAL, *sorted(set(WORDS)), "dull", "fine"]))
+
+
+WORDS = "the earth was without form and light shone over its waters".split()  # noqa: SIM905
 WRITERS = {
     "bible": write_ztext,
     "fashion-mnist": write_idx,
@@ -129,6 +150,7 @@ WRITERS = {
     "cifar10": write_cifar,
     "imagenet": write_imagenet,
 }
+BERT = {"model.width": 32, "model.depth": 2, "model.num_heads": 2, "model.ffn": 64, "model.positions": 24}
 
 
 def small(name: str, folder: Path) -> Recipe:
@@ -159,6 +181,32 @@ def small(name: str, folder: Path) -> Recipe:
             | ({"schedule.warmup": 100} if recipe.schedule.name == "noam" else {})
         )
         return recipe.with_(**changes)
+    if isinstance(recipe.data, Corpus):
+        write_ztext(folder)
+        data = {"path": str(folder), "length": 24, "context": 12, "tokens": "bytes"}
+        if recipe.data.tokens == "bpe":
+            data |= {"tokens": "bpe", "vocab_size": 300}
+        model = {"vocab_size": 0, "context": 32, "width": 48, "depth": 2, "num_heads": 4}
+        ramp = Ramp(first=4, samples=60) if recipe.ramp.first else Ramp()
+        recipe = replace(recipe, batch_size=20, accumulate=10 if ramp.first else 2, ramp=ramp)
+        changes |= {f"data.{key}": value for key, value in data.items()} | {"optim.lr": 3e-3}
+        return recipe.with_(**changes, **{f"model.{key}": value for key, value in model.items()})
+    if isinstance(recipe.data, Sentences):
+        write_reviews(folder)
+        changes |= {"data.path": str(folder), "data.vocabulary": str(folder / "vocab.txt"), "data.test": 20}
+        changes |= {
+            "data.validation": 20,
+            "start.weights": "",
+            "data.length": 12,
+            "model.vocab_size": 7 + len(set(WORDS)),
+        }
+        changes |= BERT | {"optim.lr": 3e-3}
+        return recipe.with_(**changes)
+    if isinstance(recipe.data, Masked):
+        write_ztext(folder)
+        changes |= {"data.path": str(folder), "data.vocab_size": 60, "data.length": 18, "optim.lr": 3e-3} | BERT
+        changes["model.vocab_size"] = recipe.with_(**changes).data.open().facts["vocabulary"]
+        return recipe.with_(**changes)
     assert isinstance(recipe.data, Images | Text)
     if recipe.data.source in WRITERS:
         WRITERS[recipe.data.source](folder)
@@ -171,6 +219,11 @@ def small(name: str, folder: Path) -> Recipe:
     if recipe.optim.name == "sgd":
         changes["optim.lr"] = 0.005 if "resnet" in name else 0.03
     return recipe.with_(**changes)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ETUDE_HOME", str(tmp_path / "home"))
 
 
 def trainer(recipe: Recipe, directory: Path) -> Trainer:
@@ -208,7 +261,8 @@ def test_recipe(name, tmp_path):
 
     whole.model.eval()
     asked = [raw for _, raw in whole.dataset.samples("test", 3)]
-    answers = recipe.task.predict(whole.model, asked, recipe.data, whole.dataset.facts | {"files": whole.dataset.files})
+    facts = whole.dataset.facts | {"files": whole.dataset.files}
+    answers = recipe.task.predict(whole.model, asked, recipe.data, facts)
     assert len(answers) == len(asked) and json.dumps([answer.json() for answer in answers])
     if isinstance(recipe.data, Images | Graph):
         assert all(answer.row()[0] in whole.dataset.facts["classes"] for answer in answers)
@@ -219,7 +273,7 @@ def test_loss_falls(name, tmp_path):
     """On one batch that is seen again and again, the loss falls to less than two thirds."""
     (tmp_path / "data").mkdir()
     recipe = small(name, tmp_path / "data").with_(**{"ema": None, "steps": 100, "schedule.name": "constant"})
-    recipe = recipe.with_(**{"model.dropout": 0.0, "precision": "fp32"})
+    recipe = recipe.with_(**{"model.dropout": 0.0, "precision": "fp32", "ramp.first": 0})
     learner = trainer(recipe, tmp_path / "run")
     learner.model.train()
     batch = learner.dataset.finish(learner.dataset.batch(seed=0, step=0, batch_size=recipe.batch_size))

@@ -1,7 +1,10 @@
 """Language modelling: the measures against their formulas, the sampling, the answers."""
 
+import io
 import json
 import math
+import shutil
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,18 +12,33 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
 from etude.basics.rnn import Config
+from etude.cli import main
 from etude.data import order
+from etude.data.corpus import Corpus, Tokens
 from etude.data.images import Images
-from etude.data.text import Text, TextDataset
+from etude.data.text import Text, TextDataset, Vocabulary
 from etude.engine import fit
 from etude.engine.optim import Optim, Schedule
 from etude.engine.recipe import Recipe
 from etude.errors import UsageError
-from etude.tasks.language_model import Continuation, Continue, First, LanguageModel, coloured, probabilities, write
+from etude.language.gpt import Config as GPTConfig
+from etude.tasks.language_model import (
+    Continuation,
+    Continue,
+    CorpusModel,
+    First,
+    LanguageModel,
+    coloured,
+    until,
+    write,
+    written,
+)  # fmt: skip
 
 PATTERN = "the cat sat on the mat; " * 60
 
@@ -37,9 +55,16 @@ class Bigram(nn.Module):
         self.calls.append(ids.shape[1])
         return self.table[ids], (state or 0) + ids.shape[1]
 
+    read = forward
+
 
 def bigram(size: int) -> Bigram:
     return Bigram(torch.randn(size, size, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ETUDE_HOME", str(tmp_path_factory.mktemp("home")))
 
 
 @pytest.fixture
@@ -83,6 +108,28 @@ def test_bits_per_character_is_its_formula(tmp_path, tokens):
     assert not LanguageModel.higher_is_better
 
 
+def test_bits_per_byte_is_its_formula(tmp_path):
+    """Every token's bits, those of the ends of documents too, over the bytes of the part's text."""
+    text = PATTERN.replace("cat", "kät")
+    (tmp_path / "x.txt").write_text(text, encoding="utf-8")
+    data = Corpus(path=str(tmp_path / "x.txt"), vocab_size=265, length=16, context=8, validation=0.1, test=0.1).open()
+    model = bigram(265)
+    table = model.table.detach().double().log_softmax(1)
+    pairs = [(int(a), int(b)) for a, b in pairwise(data.ids["test"])]
+    nats = -sum(table[a, b].item() for a, b in pairs)
+    with torch.no_grad():
+        spans = data.spans("test", batch_size=3)
+        measured = CorpusModel().evaluate(model, (data.fetch("test", span) for span in spans))
+    part = text[round(0.9 * len(text)) :]
+    values = {name: metric.value() for name, metric in measured.items()}
+    assert values["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(part.encode()), rel=1e-6)
+    assert values["bits_per_character"] == pytest.approx(nats / math.log(2) / len(part), rel=1e-6)
+    assert values["perplexity"] == pytest.approx(math.exp(nats / len(pairs)), rel=1e-6)
+    right = sum(int(table[a].argmax()) == b for a, b in pairs)
+    assert values["accuracy"] == pytest.approx(right / len(pairs))
+    assert CorpusModel.measure == "bits_per_byte"
+
+
 def test_the_first_part_that_holds_any_stays():
     parts = [First(), First([1], [2, 3], [0.5, 1.5]), First([4], [5], [2.0])]
     parts[0].merge(parts[1])
@@ -99,11 +146,16 @@ def test_loss_is_the_mean_over_next_tokens(dataset):
     assert loss.item() == pytest.approx(expected, rel=1e-5) and logs["loss"] is loss
 
 
-def test_what_does_not_fit_is_told(dataset):
+def test_what_does_not_fit_is_told(dataset, tmp_path):
     model = Config(vocab_size=5, width=4, embedding=4).build()
     with pytest.raises(UsageError, match="has 5 tokens in its vocabulary, the text 11") as caught:
         LanguageModel().check(model, dataset)
     assert caught.value.hint == "--model.vocab-size 11"
+    (tmp_path / "c.txt").write_text(PATTERN, encoding="utf-8")
+    corpus = Corpus(path=str(tmp_path / "c.txt"), vocab_size=280, length=16, context=8).open()
+    with pytest.raises(UsageError, match="has 5 tokens in its vocabulary, the text 269") as caught:
+        LanguageModel().check(model, corpus)
+    assert caught.value.hint == "--model.vocab-size 269, or --data.vocab-size 5"
     with pytest.raises(UsageError, match="not from ImageDataset"):
         LanguageModel().check(model, Images().open())
 
@@ -111,16 +163,79 @@ def test_what_does_not_fit_is_told(dataset):
 # --- sampling
 
 
-def test_probabilities():
-    logits = torch.tensor([1.0, 3.0, 2.0, -1.0], dtype=torch.float64)
-    e = [math.exp(x / 0.5) for x in (1, 3, 2, -1)]
-    torch.testing.assert_close(
-        probabilities(logits, Continue(temperature=0.5)), torch.tensor([x / sum(e) for x in e], dtype=torch.float64)
-    )
-    two = probabilities(logits, Continue(temperature=1, top_k=2)).tolist()
-    assert two == pytest.approx([0, 1 / (1 + math.exp(-1)), 1 / (1 + math.e), 0])
-    assert probabilities(logits, Continue(temperature=0)).tolist() == [0, 1, 0, 0]
-    assert probabilities(logits, Continue(temperature=1, top_k=9)).sum() == pytest.approx(1)
+@given(st.lists(st.text(alphabet="ab", max_size=3), max_size=8), st.text(alphabet="ab", max_size=4))
+def test_stopping_cuts_before_the_stop(tokens: list[str], stop: str):
+    whole, taken = "".join(tokens), []
+
+    def source():
+        for token in tokens:
+            taken.append(token)
+            yield token, 1.0
+
+    found = "".join(text for text, _ in until(source(), stop))
+    assert found == (whole.split(stop)[0] if stop else whole)
+    assert stop not in "".join(taken[:-1]) or not stop  # nothing is written after it
+
+
+def test_what_cannot_become_the_stop_is_not_held_back():
+    source = iter([("a", 1.0), ("b", 1.0), ("x", 1.0), ("y", 1.0)])
+    pieces = until(source, "xyz")
+    assert [next(pieces)[0], next(pieces)[0]] == ["a", "b"] and next(source)[0] == "x"
+
+
+def test_writing_is_over_where_the_text_ends():
+    """Of each text by itself; the others go on."""
+    model, asked = gpt(vocab_size=257), Continue(length=60, temperature=1.5, seed=7)
+    vocabulary = Tokens(None)
+    whole = [step[0] for step in written(model, [[1]], asked)]
+    tokens = [one[0] for one in whole if one]
+    at = next(n for n, token in enumerate(tokens) if n > 4 and tokens.index(token) == n)
+    vocabulary.end = tokens[at]
+    cut = [step[0] for step in written(model, [[1]], asked, vocabulary)]
+    assert cut == [*whole[:at], None]
+    both = list(written(model, [[1], [9]], asked, vocabulary))
+    assert [step[0][0] for step in both if step[0]] == tokens[:at] and any(step[1] for step in both[at + 1 :])
+
+
+def gpt(**changes: Any) -> Any:
+    torch.manual_seed(0)
+    given = {"vocab_size": 11, "context": 16, "width": 16, "depth": 2, "num_heads": 2}
+    model = GPTConfig(**(given | changes)).build().eval()
+    nn.init.normal_(model.embedding.weight, std=0.5)  # so that what was read matters
+    return model
+
+
+@pytest.mark.parametrize("asked", [Continue(length=40, temperature=1.0), Continue(length=9, repetition_penalty=1.5)])
+def test_texts_written_together_are_those_written_alone(asked):
+    """Whatever their lengths are, and where the context is full too."""
+    model, prompts, vocabulary = gpt(), [[1, 2, 3], [4], [5, 6, 7, 8, 9]], Vocabulary("abcdefghijk")
+    together = list(written(model, prompts, asked, vocabulary))
+    for i, prompt in enumerate(prompts):
+        alone = [one[0] for step in written(model, [prompt], asked, vocabulary) if (one := step[0])]
+        here = [one[0] for step in together if (one := step[i])]
+        places = range(asked.length if asked.length < 12 else 12)  # from there on they go on from other places
+        assert [here[n] for n in places] == [alone[n] for n in places]
+
+
+def test_a_full_context_goes_on_from_its_last_half():
+    model = gpt()
+    made = [step[0] for step in written(model, [[1, 2, 3]], Continue(length=40, temperature=0.0))]
+    text = [1, 2, 3, *(one[0] for one in made if one)]
+    assert len(text) == 43
+    for at in range(3, 43):
+        read = text[:at] if at <= 16 else text[at - (8 + (at - 17) % 9) : at]
+        assert model(torch.tensor([read]))[0, -1].argmax() == text[at]
+
+
+def test_what_a_context_does_not_hold_is_told(dataset):
+    model = gpt()
+    with pytest.raises(UsageError, match="a window has 24 tokens, and the model reads 16 at most") as caught:
+        LanguageModel().check(model, dataset)
+    assert caught.value.hint == "--data.length 8 --data.context 8"
+    with pytest.raises(UsageError, match="the prompt has 17 tokens, and the model reads 16 at most"):
+        LanguageModel().predict(model, ["a" * 17], dataset.data, dataset.facts)
+    answers = LanguageModel().predict(model, ["a" * 16, "the"], dataset.data, dataset.facts, Continue(length=20))
+    assert [len(answer.text) for answer in answers] == [20, 20]
 
 
 def test_writing_streams_the_state_and_draws_by_inversion():
@@ -140,12 +255,16 @@ def test_writing_streams_the_state_and_draws_by_inversion():
 
 
 def test_temperature_zero_takes_the_likeliest():
-    model, ask = bigram(6), Continue(length=9, temperature=0)
+    model, ask = bigram(6), Continue(length=9, temperature=0.0)
     ids, bits = write(model, [0], ask)
     assert ids == [model.table[before].argmax().item() for before in [0, *ids[:-1]]] and bits == [0] * 9
 
 
-@pytest.mark.parametrize("changes", [{"length": 0}, {"temperature": -1.0}, {"top_k": -1}, {"seed": -1}])
+WRONG = [{"length": 0}, {"temperature": -1.0}, {"top_k": -1}, {"seed": -1}, {"top_p": 0.0}, {"top_p": 1.1},
+         {"repetition_penalty": 0.0}]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", WRONG)
 def test_wrong_wishes(changes):
     with pytest.raises(UsageError):
         Continue(**changes)
@@ -160,7 +279,7 @@ def run(tmp_path_factory):
     (folder / "x.txt").write_text(PATTERN, encoding="utf-8")
     recipe = Recipe(
         name="lstm.cat",
-        model=Config(cell="lstm", vocab_size=11, embedding=16, width=48),
+        model=Config(cell="lstm", vocab_size=0, embedding=16, width=48),
         data=Text(path=str(folder / "x.txt"), length=32, context=32, validation=0.1, test=0.1),
         task=LanguageModel(),
         optim=Optim("adamw", lr=0.02),
@@ -173,21 +292,104 @@ def run(tmp_path_factory):
     return fit.train(recipe, run=folder / "run", device="cpu", quiet=True)
 
 
+def test_the_vocabulary_follows_the_text(run):
+    assert run.recipe.model.vocab_size == 11
+    with pytest.raises(ValueError, match="vocab_size is 0; it must be set"):
+        Config(vocab_size=0).build()
+
+
 def test_a_text_is_learned_and_continued(run, tmp_path):
     assert run.result["eval"]["bits_per_character"] < 0.2
-    answer = run.predict("the cat", length=24, temperature=0)
+    answer = run.predict("the cat", length=24, temperature=0.0)
     assert answer.prompt == "the cat" and answer.text == " sat on the mat; the cat"
     assert run.predict("the cat", length=24, temperature=0.9, seed=3) == run.predict(
         "the cat", length=24, temperature=0.9, seed=3
     )
     (tmp_path / "prompt.txt").write_text("the cat", encoding="utf-8")
-    assert run.predict(tmp_path / "prompt.txt", length=24, temperature=0).text == answer.text
+    assert run.predict(tmp_path / "prompt.txt", length=24, temperature=0.0).text == answer.text
     assert json.loads(json.dumps(answer.json()))["text"] == answer.text and answer.row() == [answer.text]
     answer.save(tmp_path / "a.txt")
     assert (tmp_path / "a.txt").read_text() == "the cat sat on the mat; the cat"
     answer.save(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.width == 880
+
+
+def test_an_answer_is_streamed(run, capsys, monkeypatch):
+    """The pieces are the prompt and the answer of predict; the command line shows them as they come."""
+    pieces = list(run.stream("the cat", length=24, temperature=0.0))
+    assert len(pieces) == 25 and "".join(pieces) == "the cat sat on the mat; the cat"
+    assert "".join(run.stream("the cat", length=24, temperature=0, stop="mat")) == "the cat sat on the "
+    assert run.predict("the cat", length=24, temperature=0, stop="mat").text == " sat on the "
+    asked = ["predict", str(run.path), "--length", "24", "--temperature", "0"]
+    assert main([*asked, "--stream", "the cat", "on the"]) == 0
+    assert capsys.readouterr().out == (
+        "== the cat\nthe cat sat on the mat; the cat\n== on the\non the mat; the cat sat on the\n"
+    )
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main([*asked, "the cat"]) == 0
+    assert capsys.readouterr().out == "the cat sat on the mat; the cat\n"
+    assert main([*asked, "--stream", "--json", "the cat"]) == 2
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the cat")))
+    assert main([*asked, "-"]) == 0
+    assert capsys.readouterr().out == "the cat sat on the mat; the cat\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the \xff")))
+    assert main([*asked, "-"]) == 2
+    assert "stdin is not UTF-8 text: byte 4 is 0xff" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def corpus_run(tmp_path_factory):
+    """An LSTM of byte pairs."""
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "x.txt").write_text(PATTERN, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ETUDE_HOME", str(folder / "home"))
+        recipe = Recipe(
+            name="lstm.pairs",
+            model=Config(cell="lstm", vocab_size=0, embedding=16, width=48),
+            data=Corpus(path=str(folder / "x.txt"), vocab_size=265, length=32, context=16, validation=0.1, test=0.1),
+            task=CorpusModel(),
+            optim=Optim("adamw", lr=0.02),
+            steps=200,
+            batch_size=16,
+            clip=1.0,
+            precision="fp32",
+        )
+        return fit.train(recipe, run=folder / "run", device="cpu", quiet=True)
+
+
+def test_a_corpus_is_learned_and_continued(corpus_run, tmp_path, capsys):
+    assert (corpus_run.path / "tokenizer.json").is_file() and corpus_run.recipe.model.vocab_size == 265
+    assert corpus_run.result["best"]["bits_per_byte"] < 0.8
+    answer = corpus_run.predict("the cat", length=12, temperature=0.0)
+    assert (answer.prompt + answer.text).startswith("the cat sat on the mat;")
+    assert "".join(corpus_run.stream("the cat", length=12, temperature=0.0)) == answer.prompt + answer.text
+    assert corpus_run.evaluate("test") == pytest.approx(corpus_run.result["eval"], rel=1e-5)
+    longer = corpus_run.evaluate("test", changes={"data.context": 24, "data.length": 40})
+    assert longer["bits_per_byte"] == pytest.approx(corpus_run.result["eval"]["bits_per_byte"], abs=0.2)
+    # another text is read in the run's own pairs, and all of it is measured
+    (tmp_path / "other.txt").write_text("on the mat sat the cat; naïve " * 9, encoding="utf-8")
+    command = ["eval", str(corpus_run.path), "--data-path", str(tmp_path / "other.txt"), "--json"]
+    assert main([*command, "--data.context", "0", "--eval-batch-size=3"]) == 0
+    other = json.loads(capsys.readouterr().out)["eval"]
+    assert other["bits_per_byte"] > 1 and other != corpus_run.result["eval"]
+    assert main([*command, "--data.contxt", "0"]) == 2
+    assert "did you mean --data.context" in capsys.readouterr().err
+    assert main([*command, "--data.context", "32"]) == 2
+    assert "data.context 32 must be less than data.length 32" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_its_own_data_only(corpus_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(corpus_run.path, folder)
+    (folder / "result.json").unlink()
+    (tmp_path / "y.txt").write_text("something else altogether, " * 60, encoding="utf-8")
+    with pytest.raises(UsageError, match=r"is not what .* began with"):
+        fit.resume(folder, device="cpu", quiet=True, data_path=str(tmp_path / "y.txt"))
+    (tmp_path / "z.txt").write_text(PATTERN, encoding="utf-8")
+    again = fit.resume(folder, device="cpu", quiet=True, data_path=str(tmp_path / "z.txt"))
+    assert again.result["weights_sha256"] == corpus_run.result["weights_sha256"]
 
 
 def test_prompts_that_cannot_be_continued(run):
@@ -203,8 +405,11 @@ def test_prompts_that_cannot_be_continued(run):
 def test_the_report_shows_text(run):
     page = (run.path / "report.html").read_text()
     assert "What was hard to foresee in test" in page and "Written by the model" in page
-    kinds = [block["kind"] for block in json.loads((run.path / "figures.json").read_text())]
-    assert kinds == ["images", "text"]
+    blocks = json.loads((run.path / "figures.json").read_text())
+    assert [block["kind"] for block in blocks] == ["images", "text"]
+    labels = [f"validation, after {step} steps" for step in range(15, 151, 15)]
+    assert [one["label"] for one in blocks[1]["earlier"]] == labels and blocks[1]["label"] == "test, after 150 steps"
+    assert all(f"<summary>{label}</summary>" in page for label in labels)
     assert run.evaluate("test") == pytest.approx(run.result["eval"], rel=1e-5)
 
 

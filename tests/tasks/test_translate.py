@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -172,11 +171,14 @@ def test_a_vocabulary_of_another_model(trained):
             task.predict(config.build(), ["open"], trained.recipe.data, data.facts | {"files": data.files}, Search())
 
 
-def test_changed_data_is_not_measured(trained, tmp_path):
-    path = Path(write(tmp_path))
-    path.write_text(path.read_text().replace("menu", "list"))
-    with pytest.raises(RefusedError, match=r"tokenizer.json is not the one"):
-        trained.evaluate(data_path=str(path))
+def test_other_pairs_are_measured_in_the_runs_own_tokens(trained, tmp_path):
+    """All of them, as the test part: nothing was learned from them."""
+    (tmp_path / "few.tsv").write_text("open file window open\tOPEN FILE WINDOW OPEN\nxyz\tXYZ\n")
+    measured = trained.measure(data_path=str(tmp_path / "few.tsv"), changes={"task.beam": 1})
+    assert [row[1] for row in measured["samples"].value()] == ["open file window open", "xyz"]
+    for name, line in (("test.en", "click table open"), ("test.de", "CLICK TABLE OPEN")):
+        (tmp_path / name).write_text(f"{line}\n")
+    assert len(trained.measure(data_path=str(tmp_path))["samples"].value()) == 1
 
 
 def test_bfloat16_logits_are_scored_in_float32(trained):

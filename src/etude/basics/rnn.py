@@ -30,6 +30,7 @@ class Config:
     cell: Literal["rnn", "lstm"] = "lstm"
     """Elman's simple recurrent network, or long short-term memory."""
     vocab_size: int = 256
+    """Tokens; 0 where it is still to be told, by the data that a recipe names."""
     embedding: int = 128
     """Width of the vector that stands for a token."""
     width: int = 512
@@ -44,13 +45,15 @@ class Config:
     def __post_init__(self):
         if self.cell not in GATES:
             raise ValueError(f"cell {self.cell!r} is neither 'rnn' nor 'lstm'")
-        for name in ("vocab_size", "embedding", "width", "depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name, least in (("vocab_size", 0), ("embedding", 1), ("width", 1), ("depth", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if self.tied and self.embedding != self.width:
             raise ValueError(f"a tied head needs embedding {self.embedding} to equal width {self.width}")
 
     def build(self) -> "RecurrentLM":
+        if not self.vocab_size:
+            raise ValueError("vocab_size is 0; it must be set before a model is built")
         return RecurrentLM(self)
 
 

@@ -22,7 +22,7 @@ import torch
 from etude.engine.precision import keep_large_blocks
 from etude.errors import EtudeError, UsageError, nearest
 
-NAMES = ("mlp", "resnet", "mobilenet", "augment", "graph", "recurrent", "deformable")
+NAMES = ("mlp", "resnet", "mobilenet", "augment", "graph", "recurrent", "deformable", "bert")
 Row = dict[str, Any]
 """{"name", "what", "ours", "peer", "unit", "peer_name", "peer_version", "ratio", "target"}; "note" if no peer ran."""
 

@@ -24,6 +24,11 @@ class Data(ABC):
     def open(self) -> "Dataset":
         """Read it. Raises MissingError with the command that gets it where it is not on this machine."""
 
+    def reopen(self, facts: dict[str, Any]) -> "Dataset":
+        """Read it to measure a run on, whose data's facts these are: what the run learned to read, it must be read
+        with. Raises UsageError where it does not fit."""
+        return self.open()
+
     @abstractmethod
     def prepare(self, raw: Any) -> Tensor:
         """One raw input (a path, a picture, a text) -> a sample, as it would stand in the test split."""
@@ -71,12 +76,16 @@ class Dataset(ABC):
 
     def batch(self, *, seed: int, step: int, batch_size: int, rank: int = 0, world: int = 1) -> Batch:
         """The training batch of `step`: this rank's share of the next `batch_size` samples of the shuffled epochs."""
-        start, count = order.rank_slice(step, batch_size, rank, world)
-        epochs, indices = order.take(seed, self.sizes["train"], start, count)
+        return self.stretch(seed=seed, start=step * batch_size, batch_size=batch_size, rank=rank, world=world)
+
+    def stretch(self, *, seed: int, start: int, batch_size: int, rank: int = 0, world: int = 1) -> Batch:
+        """This rank's share of the `batch_size` samples from `start` on in the endless stream of shuffled epochs."""
+        first, count = order.rank_slice(0, batch_size, rank, world)
+        epochs, indices = order.take(seed, self.sizes["train"], start + first, count)
         return self.fetch("train", indices, epochs=epochs, seed=seed)
 
-    def epochs(self, step: int, batch_size: int) -> float:
-        """How many epochs the batches before `step` make up."""
+    def epochs(self, step: float, batch_size: int) -> float:
+        """How many epochs the batches before `step` make up; half a step is half a batch."""
         return step * batch_size / self.sizes["train"]
 
     def spans(self, split: str, *, batch_size: int, rank: int = 0, world: int = 1) -> list[Sequence[int]]:

@@ -444,7 +444,7 @@ def get(name: str, *, source: str = "auto", offline: bool | None = None, progres
         )
     folder = home() / "data" / name
     try:
-        with _lock(folder, progress):
+        with lock(folder, progress):
             if found := _find(name):  # another process got it while this one waited
                 return found
             errors: list[EtudeError] = []
@@ -825,7 +825,7 @@ def _fresh(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _lock(folder: Path, progress: Progress | None) -> Iterator[None]:
+def lock(folder: Path, progress: Progress | None) -> Iterator[None]:
     """One process at a time; the system frees the lock of one that is killed."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.with_name(f".{folder.name}.lock"), "w") as file:

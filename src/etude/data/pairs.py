@@ -88,6 +88,13 @@ class Pairs(Data):
         """Read the pairs, learn the vocabulary or find it where it was kept, and number the tokens."""
         return PairsDataset(self)
 
+    def reopen(self, facts: dict[str, Any]) -> "PairsDataset":
+        """These pairs in a run's own tokens. Other pairs than the run's are all the test part, as nothing was learned
+        from them; of a folder, its test files."""
+        tokenizer = tokenizers.from_json(facts["files"][tokenizers.FILE], where="the run's tokenizer.json")
+        own = facts.get("source") == (self.path or self.source)
+        return PairsDataset(self, tokenizer, None if own else {"test": load_all(self)})
+
     def read(self, words: Sequence[str]) -> list[tuple[str, str | Path]]:
         """A file's name stands for the lines that the file holds, anything else for itself."""
         return [(word, Path(word) if _is_file(word) else word) for word in words]
@@ -141,6 +148,17 @@ def load(data: Pairs) -> dict[str, tuple[Texts, Texts]]:
     return _split(own, data, str(files["train"][0]), taken=tuple(parts)) | {
         s: (list(a), list(b)) for s, (a, b) in parts.items()
     }
+
+
+def load_all(data: Pairs) -> tuple[Texts, Texts]:
+    """All sources and targets of a table; of a folder, those of test.*, or train.* where there are none."""
+    path = Path(data.path).expanduser() if data.path else fetch.path(_known(data.source)) / debian_pairs.FILE
+    if path.is_file():
+        rows = _tsv(path)
+        return [text for _, text, _ in rows], [translation for _, _, translation in rows]
+    prefix = f"{path}/" if path.is_dir() else f"{path}."
+    files = [tuple(Path(f"{prefix}{split}.{language}") for language in data.languages) for split in ("test", "train")]
+    return _aligned(*next((both for both in files if both[0].is_file()), files[0]))
 
 
 def _known(source: str) -> str:
@@ -299,22 +317,26 @@ class PairsDataset(Dataset):
     a sum over its tokens, is multiplied so that a mean over the batch's pairs, parts and processes is the mean over its
     tokens; in evaluation "translated": (B,), whether the pair counts for BLEU."""
 
-    def __init__(self, data: Pairs):
+    def __init__(
+        self, data: Pairs, tokenizer: Tokenizer | None = None, texts: dict[str, tuple[Texts, Texts]] | None = None
+    ):
+        """`tokenizer` and `texts`: a run's own, and what it is measured on, where these are given."""
         self.data = data
-        self.texts = load(data)
+        self.texts = texts or load(data)
         given = data.vocabulary and tokenizers.read(Path(data.vocabulary).expanduser())
-        self.tokenizer = given or joint_bpe(self.texts["train"], data.vocab_size)
+        self.tokenizer = tokenizer or given or joint_bpe(self.texts["train"], data.vocab_size)
         self._sides = {s: tuple(_side(self.tokenizer, side) for side in both) for s, both in self.texts.items()}
-        longer = np.maximum(*(side.lengths for side in self._sides["train"]))
+        learned = self._sides.get("train") or self._sides["test"]
+        longer = np.maximum(*(side.lengths for side in learned))
         self._kept = np.flatnonzero(longer <= data.longest)
-        if len(self._kept) < data.multiple:
+        if len(self._kept) < data.multiple and "train" in self.texts:
             raise UsageError(
                 f"{data.path or data.source}: {len(self._kept):,} of {len(longer):,} training pairs have at most "
                 f"{data.longest} tokens a side, and a batch takes {data.multiple}",
                 hint="--data.longest 512, or more pairs",
             )
         self._longer = longer[self._kept]
-        self.sizes = {s: len(a) for s, (a, _) in self.texts.items()} | {"train": len(self._kept)}
+        self.sizes = {s: len(self._kept) if s == "train" else len(a) for s, (a, _) in self.texts.items()}
         tokens = {s: [len(side.ids) for side in sides] for s, sides in self._sides.items()}
         self.facts = {
             "source": data.path or data.source,
@@ -380,7 +402,7 @@ class PairsDataset(Dataset):
             batches += _cut(members, self._longer[members], batch_size, multiple)
         return [batches[i] for i in order.permutation(seed, epoch, len(batches))]
 
-    def epochs(self, step: int, batch_size: int) -> float:
+    def epochs(self, step: float, batch_size: int) -> float:
         """How many epochs the batches before `step` make up, by the tokens of the longer sides."""
         return step * batch_size / self._longer.sum()
 

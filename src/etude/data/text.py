@@ -5,19 +5,23 @@ held-out character is predicted exactly once, with at least `context` characters
 within the part.
 """
 
-from collections.abc import Sequence
+import codecs
+import sys
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from etude.data import fetch, order, sword
-from etude.data.base import Batch, Data, Dataset
-from etude.errors import MissingError, UsageError
+from etude.data import documents, fetch
+from etude.data.base import Batch, Data
+from etude.data.windows import Windows
+from etude.errors import UsageError
 
 UNKNOWN = "\ufffd"
 """Stands for those characters of held-out parts that the training part does not have, if there are any."""
@@ -55,6 +59,16 @@ class Vocabulary:
             return bytes(int(i) for i in ids).decode("utf-8", "replace")
         return "".join(self.characters[int(i)] for i in ids)
 
+    def texts(self, ids: Iterable[int]) -> Iterator[str]:
+        """Each token as text; of bytes, a character comes with its last."""
+        return incremental(bytes([i]) if not self.characters else self.characters[i].encode() for i in ids)
+
+
+def incremental(parts: Iterable[bytes]) -> Iterator[str]:
+    """The text of each part of UTF-8; a character that is divided comes with its last part."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    return (decoder.decode(part) for part in parts)
+
 
 def code_points(text: str) -> NDArray[np.uint32]:
     """(T,) numbers of the characters."""
@@ -65,8 +79,55 @@ def _shown(characters: str, most: int = 100) -> str:
     return repr(characters[:most]) + (f" and {len(characters) - most} more" if len(characters) > most else "")
 
 
+class TextTokens(Protocol):
+    """The tokens that a text is made of."""
+
+    def __len__(self) -> int: ...
+
+    def encode(self, text: str) -> NDArray[np.int64]:
+        """(T,) ids. UsageError names what has none."""
+        ...
+
+    def decode(self, ids: Sequence[int] | NDArray[Any]) -> str:
+        """The text of ids."""
+        ...
+
+    def texts(self, ids: Iterable[int]) -> Iterator[str]:
+        """Each token as text, as the ids come; a character of several tokens comes with the last of them."""
+        ...
+
+
+class Texts(Data):
+    """What data of texts have in common: what their raw inputs are."""
+
+    @abstractmethod
+    def vocabulary_of(self, facts: dict[str, Any]) -> "TextTokens":
+        """The tokens of a run, from its facts."""
+
+    def read(self, words: Sequence[str]) -> list[tuple[str, str | Path]]:
+        """A file's name stands for what the file holds, "-" for what stdin gives, anything else for itself."""
+        return [(word, _stdin() if word == "-" else Path(word) if _is_file(word) else word) for word in words]
+
+    def text(self, raw: Any) -> str:
+        """A raw input's text: itself, or what a path's file holds."""
+        if isinstance(raw, Path):
+            return read_file(raw)
+        if not isinstance(raw, str):
+            raise UsageError(f"a text is wanted, or a Path to one, not {type(raw).__name__}")
+        return raw
+
+    def prepare(self, raw: Any) -> Tensor:
+        """A text, or a Path to one -> (T,) ids. Reads the whole text for its vocabulary; a run keeps that in its
+        facts."""
+        return torch.from_numpy(self.open().vocabulary.encode(self.text(raw)))  # pyright: ignore[reportAttributeAccessIssue]
+
+    def collate(self, samples: list[Tensor]) -> Batch:
+        """Ids of texts of one length -> {"tokens": (B, T)}."""
+        return {"tokens": torch.stack(samples)}
+
+
 @dataclass(frozen=True)
-class Text(Data):
+class Text(Texts):
     """A text to predict token by token."""
 
     source: str = "bible"
@@ -102,34 +163,29 @@ class Text(Data):
         """Read the text and number its tokens."""
         return TextDataset(self)
 
+    def reopen(self, facts: dict[str, Any]) -> "TextDataset":
+        """The text in the run's characters."""
+        return TextDataset(self, self.vocabulary_of(facts))
+
     def load(self) -> str:
         """The text. MissingError where it is not on this machine, UsageError where it is none."""
-        if self.path:
-            return read_text(Path(self.path).expanduser())
-        if self.source != "bible":
+        if not self.path and self.source != "bible":
             raise UsageError(f"there is no text {self.source!r}", hint="bible, or a text of your own: --data.path FILE")
-        return read_text(fetch.path("bible"))
+        folder = Path(self.path).expanduser() if self.path else fetch.path("bible")
+        return "\n".join(read_file(file) for file in documents.files_of(folder))
 
-    def read(self, words: Sequence[str]) -> list[tuple[str, str | Path]]:
-        """A file's name stands for what the file holds, anything else for itself."""
-        return [(word, Path(word) if _is_file(word) else word) for word in words]
+    def vocabulary_of(self, facts: dict[str, Any]) -> Vocabulary:
+        """The run's characters, or bytes."""
+        return Vocabulary(facts["vocabulary"])
 
-    def text(self, raw: Any) -> str:
-        """A raw input's text: itself, or what a path's file holds."""
-        if isinstance(raw, Path):
-            return read_file(raw)
-        if not isinstance(raw, str):
-            raise UsageError(f"a text is wanted, or a Path to one, not {type(raw).__name__}")
-        return raw
 
-    def prepare(self, raw: Any) -> Tensor:
-        """A text, or a Path to one -> (T,) ids. Reads the whole text for its vocabulary; a run keeps that in its
-        facts."""
-        return torch.from_numpy(self.open().vocabulary.encode(self.text(raw)))
-
-    def collate(self, samples: list[Tensor]) -> Batch:
-        """Ids of texts of one length -> {"tokens": (B, T)}."""
-        return {"tokens": torch.stack(samples)}
+def _stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"stdin is not UTF-8 text: byte {error.start:,} is 0x{error.object[error.start]:02x}"
+        ) from None
 
 
 def _is_file(word: str) -> bool:
@@ -139,41 +195,19 @@ def _is_file(word: str) -> bool:
         return False
 
 
-def read_text(path: Path) -> str:
-    """The text of a file, of a folder of .txt files, or of a folder that `etude data get` made."""
-    if not path.exists():
-        raise MissingError(f"{path}: no such file or folder", hint="--data.path FILE, a UTF-8 text")
-    if path.is_file():
-        return read_file(path)
-    if sword.is_ztext(path):
-        made = path / sword.NAME
-        return read_file(made) if made.is_file() else sword.read(path)
-    files = sorted(path.rglob("*.txt"))
-    if not files:
-        raise UsageError(f"the folder {path} holds no .txt file")
-    return "\n".join(read_file(file) for file in files)
-
-
 def read_file(path: Path) -> str:
     """A UTF-8 file's text; UsageError where it is empty, or names the first byte that is not UTF-8."""
-    content = path.read_bytes()
-    if not content:
+    text = "".join(documents.decoded(path))
+    if not text:
         raise UsageError(f"{path} is empty")
-    try:
-        return content.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{path} is not UTF-8 text: byte {error.start:,} is 0x{content[error.start]:02x}",
-            hint=f"if it is Latin-1: iconv -f latin1 -t utf-8 {path} > utf8.txt",
-        ) from None
+    return text
 
 
-class TextDataset(Dataset):
-    """An opened text. A sample is a window of it: {"tokens": (B, W + 1), "index": (B,)}, of which the first W are read
-    and the last W predicted. In evaluation W is context + length, and with it come "counted": (B,), how many of the
-    last predictions are this window's own, and "characters": (B,), how many characters these are."""
+class TextDataset(Windows):
+    """An opened text. In evaluation a window says how many "characters" its own predictions are."""
 
-    def __init__(self, data: Text):
+    def __init__(self, data: Text, known: Vocabulary | None = None):
+        """`known`: tokens to read it in, where these are not the training part's own."""
         self.data = data
         text = data.load()
         text = text[: data.limit or len(text)]
@@ -193,12 +227,12 @@ class TextDataset(Dataset):
                 f"the {empty[0]} part of {name} is empty: the text has {len(text):,} characters",
                 hint=f"a longer text, or a larger share: --data.{empty[0]} 0.2",
             )
-        self.vocabulary, ids, unknown = _number(parts, data.tokens)
+        self.vocabulary, ids, unknown = _number(parts, data.tokens, known)
         # a held-out part begins with the token before it, so that its first one is predicted too
         before = np.concatenate(list(ids.values()))
         starts = np.cumsum([0, *map(len, ids.values())])
-        self._ids = {split: before[max(0, a - 1) : b] for split, a, b in zip(ids, starts, starts[1:])}
-        self.sizes = {split: len(self._places(split)[0]) for split in ids}
+        rows = {split: before[max(0, a - 1) : b] for split, a, b in zip(ids, starts, starts[1:])}
+        super().__init__(rows, length=data.length, context=data.context, stride=data.length)
         self.facts = {
             "source": name,
             "tokens": data.tokens,
@@ -208,56 +242,32 @@ class TextDataset(Dataset):
             "unknown": unknown,
         }
 
-    def _places(self, split: str) -> tuple[NDArray[np.int64], int]:
-        """Where each evaluated window starts, and how many tokens it predicts."""
-        targets = len(self._ids[split]) - 1
-        width = min(self.data.context + self.data.length, targets)
-        more = -(-(targets - width) // self.data.length)
-        return np.minimum(np.arange(1 + more) * self.data.length, targets - width), width
-
-    def fetch(self, split: str, indices, *, epochs=None, seed: int = 0) -> Batch:
-        """These windows. In training they lie evenly over the text, all moved by a random part of their distance from
-        epoch to epoch."""
-        ids, places = self._ids[split], np.asarray(indices, dtype=np.int64)
-        index = torch.from_numpy(places)
-        if epochs is not None:
-            moved = order.uniform(seed, epochs, np.zeros_like(places), 1, order.CROP)[:, 0]
-            room = len(ids) - self.data.length
-            starts = ((places + moved) * (room / self.sizes[split])).astype(np.int64).clip(max=room - 1)
-            return {"tokens": self._windows(ids, starts, self.data.length), "index": index}
-        starts, width = self._places(split)
-        counted = np.diff(starts, prepend=starts[0] - width)[places]
-        windows = self._windows(ids, starts[places], width)
-        batch = {"tokens": windows, "counted": torch.from_numpy(counted), "index": index}
-        return batch | {"characters": self._characters(windows[:, 1:], batch["counted"])}
-
-    def _windows(self, ids: NDArray[Any], starts: NDArray[np.int64], width: int) -> Tensor:
-        return torch.from_numpy(ids[starts[:, None] + np.arange(width + 1)].astype(np.int64))
-
-    def _characters(self, targets: Tensor, counted: Tensor) -> Tensor:
-        """How many characters the counted tokens are: of bytes, those that are no continuation."""
-        if self.data.tokens == "characters":
-            return counted
-        width = targets.shape[1]
-        own = torch.arange(width) >= width - counted[:, None]
-        return (own & (targets & 0xC0 != 0x80)).sum(1)
+    def amounts(self, targets: Tensor, own: Tensor) -> Batch:
+        """Characters of bytes are those that are no continuation."""
+        if self.data.tokens == "bytes":
+            own = own & (targets & 0xC0 != 0x80)
+        return {"characters": own.sum(1)}
 
     def samples(self, split: str, count: int) -> list[tuple[str, str]]:
         """Pieces of a split, as prompts."""
-        ids = self._ids[split][1:]
+        ids = self.ids[split][1:]
         count = min(count, max(1, len(ids) // SAMPLE))
         starts = [i * len(ids) // count for i in range(count)]
         return [(f"{split}, token {at:,}", self.vocabulary.decode(ids[at : at + SAMPLE])) for at in starts]
 
 
-def _number(parts: dict[str, str], tokens: str) -> tuple[Vocabulary, dict[str, NDArray[Any]], int]:
-    """The training part's vocabulary, each part as its ids, and how many held-out characters the vocabulary lacks."""
+def _number(
+    parts: dict[str, str], tokens: str, given: Vocabulary | None
+) -> tuple[Vocabulary, dict[str, NDArray[Any]], int]:
+    """The training part's vocabulary or that given, each part as its ids, and how many characters it lacks."""
     if tokens == "bytes":
         return Vocabulary(""), {split: np.frombuffer(part.encode(), np.uint8) for split, part in parts.items()}, 0
     points = {split: code_points(part) for split, part in parts.items()}
-    known = np.unique(points["train"])
+    known = code_points(given.characters) if given else np.unique(points["train"])
     lacking = {split: ~np.isin(part, known) for split, part in points.items()}
     unknown = sum(int(missing.sum()) for missing in lacking.values())
+    if unknown and given and UNKNOWN not in given.characters:
+        given.encode("".join(parts.values()))  # tells which
     if unknown:
         known = np.union1d(known, code_points(UNKNOWN))
     ids = {

@@ -19,6 +19,8 @@ FILE = "tokenizer.json"
 """What a tokenizer is called in a run."""
 END_OF_TEXT = "<|endoftext|>"
 """GPT's only special token, between documents."""
+WORDPIECE_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+"""BERT's: padding, a word that has no pieces, before the first sentence, after each, and in place of a hidden word."""
 
 
 def to_json(tokenizer: Tokenizer) -> str:
@@ -62,6 +64,22 @@ def train_bpe(
     return tokenizer
 
 
+def train_wordpiece(texts: Sequence[str], vocab_size: int, *, lowercase: bool = True) -> Tokenizer:
+    """BERT's WordPiece (see `wordpiece`) learned from `texts`. The special tokens come first, [PAD] as 0, then single
+    characters; the same texts give the same tokenizer. UsageError if `vocab_size` is too small to hold them."""
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    characters = sorted({character for text in texts for character in normalizer.normalize_str(text)} - {" "})
+    # the library numbers single characters in an order that changes from run to run, unless it finds them numbered
+    first = [*WORDPIECE_SPECIAL, *characters, *(f"##{character}" for character in characters)]
+    if vocab_size < len(first):
+        raise UsageError(f"a vocabulary of {vocab_size} is too small: single characters alone are {len(first)}")
+    learner = Tokenizer(models.WordPiece({}, unk_token="[UNK]"))
+    learner.normalizer, learner.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=first, show_progress=False)
+    learner.train_from_iterator(texts, trainer)
+    return _wordpiece(learner.get_vocab(with_added_tokens=False), lowercase)
+
+
 def gpt2(folder: str | Path) -> Tokenizer:
     """GPT-2's byte-level BPE from its published encoder.json and vocab.bpe (or vocab.json and merges.txt): 50,257
     tokens, of which <|endoftext|> is the last."""
@@ -87,15 +105,31 @@ def wordpiece(vocabulary: str | Path, *, lowercase: bool = True) -> Tokenizer:
     path = Path(vocabulary)
     tokens = _text(path).rstrip("\n").split("\n")
     table = {token: i for i, token in enumerate(tokens)}
-    if lacking := [token for token in ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]") if token not in table]:
+    if lacking := [token for token in WORDPIECE_SPECIAL if token not in table]:
         raise RefusedError(f"{path} is no WordPiece vocabulary: it lacks {', '.join(lacking)}")
+    return _wordpiece(table, lowercase)
+
+
+def _wordpiece(table: dict[str, int], lowercase: bool) -> Tokenizer:
     tokenizer = Tokenizer(models.WordPiece(table, unk_token="[UNK]", max_input_chars_per_word=100))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", table["[SEP]"]), ("[CLS]", table["[CLS]"]))
-    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    tokenizer.add_special_tokens(list(WORDPIECE_SPECIAL))
     return tokenizer
+
+
+def token_bytes(tokenizer: Tokenizer) -> list[bytes] | None:
+    """The bytes that each token of a byte-level vocabulary stands for, of special tokens none; None for others."""
+    if not isinstance(tokenizer.decoder, decoders.ByteLevel):
+        return None
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # GPT-2's letters for bytes
+    hidden = [byte for byte in range(256) if byte not in visible]
+    byte = {chr(b): b for b in visible} | {chr(256 + i): b for i, b in enumerate(hidden)}
+    special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    texts = {i: text for text, i in tokenizer.get_vocab().items()}
+    return [b"" if i in special else bytes(byte[letter] for letter in texts[i]) for i in range(len(texts))]
 
 
 def _either(folder: Path, *names: str) -> Path:

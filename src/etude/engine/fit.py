@@ -32,7 +32,9 @@ def train(
     directory.mkdir(parents=True, exist_ok=True)
     if world.rank == 0:
         dataset, params = trainer.dataset, trainer.params
-        runs.begin(directory, recipe, device=world.device, precision=trainer.precision, dataset=dataset, params=params)
+        runs.begin(
+            directory, trainer.recipe, device=world.device, precision=trainer.precision, dataset=dataset, params=params
+        )
     trainer.fit()
     return Run(directory, types=types)
 
@@ -66,6 +68,10 @@ def resume(
     recipe = run.recipe if data_path is None else run.recipe.with_(**{"data.path": data_path})
     world = join(device, shard=recipe.shard)
     trainer = Trainer(recipe, run.path, world=world, workers=workers, quiet=quiet)
+    if data_path is not None and trainer.dataset.files != run.facts["files"]:
+        raise UsageError(
+            f"the data at {data_path} is not what {path} began with", hint="--data-path, where it moved to"
+        )
     trainer.resume()
     trainer.fit()
     return run

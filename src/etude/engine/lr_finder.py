@@ -30,7 +30,7 @@ class Sweep(Schedule):
     low: float = 1e-6
     high: float = 100.0
 
-    def factor(self, step: int, steps: int) -> float:
+    def factor(self, step: float, steps: float) -> float:
         return self.low * (self.high / self.low) ** (step / max(1, steps - 1))
 
 

@@ -120,6 +120,8 @@ class Schedule:
     """Steps over which the factor rises linearly from 0 (noam: the paper's warm-up)."""
     final: float = 0.0
     """The factor at the end of cosine and linear."""
+    fall: float = 1.0
+    """The fraction of training at which cosine and linear reach it; it stays from there on."""
     milestones: tuple[float, ...] = (1 / 3, 2 / 3)
     """For step: the fractions of training at which the factor is multiplied by `gamma`."""
     gamma: float = 0.1
@@ -129,24 +131,27 @@ class Schedule:
     def __post_init__(self) -> None:
         if not 0 <= self.final <= 1:
             raise UsageError(f"schedule.final is {self.final}; the last factor must lie between 0 and 1")
+        if not 0 < self.fall <= 1:
+            raise UsageError(f"schedule.fall is {self.fall}; it must be a fraction of training, 1 at most")
         if self.warmup < 0 or (self.name == "noam" and self.warmup < 1):
             raise UsageError(f"schedule.warmup is {self.warmup}; {self.name} needs at least {self.name == 'noam':d}")
 
-    def factor(self, step: int, steps: int) -> float:
-        """The factor for the update made at `step` (from 0) of `steps`."""
+    def factor(self, step: float, steps: float) -> float:
+        """The factor for the update made at `step` (from 0) of `steps`; fractions where small batches are parts of a
+        step."""
         if self.name == "noam":
             s = step + 1
             return self.width**-0.5 * min(s**-0.5, s * self.warmup**-1.5)
         if step < self.warmup:
             return (step + 1) / (self.warmup + 1)
-        done = (step - self.warmup) / max(1, steps - self.warmup)
+        done = (step - self.warmup) / max(1, self.fall * steps - self.warmup)
         match self.name:
             case "constant":
                 return 1.0
             case "linear":
-                return self.final + (1 - self.final) * (1 - done)
+                return self.final + (1 - self.final) * (1 - min(done, 1.0))
             case "cosine":
-                return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * done))
+                return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
             case "step":
                 return self.gamma ** sum(step >= milestone * steps for milestone in self.milestones)
 

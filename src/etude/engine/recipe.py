@@ -11,8 +11,10 @@ import importlib
 import importlib.util
 import types
 import typing
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,6 +80,27 @@ class Start:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ramp:
+    """Batches that are small at first and grow linearly, in the samples seen, to the recipe's batch size (GPT-3, arXiv
+    2005.14165, appendix B)."""
+
+    first: int = 0
+    """Samples of the first batch; 0: all batches are of one size."""
+    samples: int = 0
+    """Samples over which the batches grow."""
+
+
+@lru_cache(maxsize=16)
+def ramped(ramp: Ramp, full: int, unit: int) -> tuple[int, ...]:
+    """How many samples come before each step, up to the first whole batch of `full`; sizes are multiples of `unit`."""
+    starts = [0]
+    while starts[-1] < ramp.samples:
+        size = ramp.first + (full - ramp.first) * starts[-1] // ramp.samples
+        starts.append(starts[-1] + max(unit, size // unit * unit))
+    return tuple(starts)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A run, said completely. Variants by `dataclasses.replace` or `recipe.with_(**{"optim.lr": 0.05})`."""
 
@@ -95,8 +118,10 @@ class Recipe:
     """Optimiser steps in all."""
     batch_size: int = 128
     """Samples a step, over all processes and accumulated parts."""
+    ramp: Ramp = field(default_factory=Ramp)
+    """Smaller batches at first. The schedule then counts samples, a small batch as a part of a step."""
     accumulate: int = 1
-    """Parts a batch is computed in, one after the other."""
+    """Parts a batch is computed in, one after the other; of a smaller batch of the ramp so many fewer."""
     clip: float | None = None
     """Largest global gradient norm."""
     ema: float | None = None
@@ -150,9 +175,41 @@ class Recipe:
             raise UsageError("checkpoints are averaged, or the weights of all steps, not both", hint="--ema None")
         if self.batch_size % self.accumulate:
             raise UsageError(f"batch_size {self.batch_size} does not divide into accumulate {self.accumulate} parts")
+        unit = self.batch_size // self.accumulate
+        if self.ramp.first and not (0 < self.ramp.first <= self.batch_size and self.ramp.samples > 0):
+            raise UsageError(
+                f"ramp.first is {self.ramp.first} and ramp.samples {self.ramp.samples}: batches must grow from 1 "
+                f"sample or more to batch_size {self.batch_size}, over one or more",
+                hint="--ramp.first 0: no ramp",
+            )
+        if self.ramp.first % unit:
+            raise UsageError(
+                f"ramp.first {self.ramp.first} is no multiple of a part of {unit}: batch_size {self.batch_size} in "
+                f"accumulate {self.accumulate} parts",
+                hint=f"--ramp.first {max(1, self.ramp.first // unit) * unit}",
+            )
         if not 0 <= self.seed < 1 << 63:
             raise UsageError(f"seed is {self.seed}; it must not be negative, and below 2^63")
         by_player(self.optim)
+
+    def samples_before(self, step: int) -> int:
+        """Samples in the batches before that of `step`: where it begins in the endless stream of epochs."""
+        if not self.ramp.first:
+            return step * self.batch_size
+        starts = ramped(self.ramp, self.batch_size, self.batch_size // self.accumulate)
+        return starts[step] if step < len(starts) else starts[-1] + (step + 1 - len(starts)) * self.batch_size
+
+    def samples_at(self, step: int) -> int:
+        """Samples in the batch of `step`."""
+        return self.samples_before(step + 1) - self.samples_before(step)
+
+    def parts_at(self, step: int) -> int:
+        """Parts that the batch of `step` is computed in, all of one size."""
+        return self.samples_at(step) * self.accumulate // self.batch_size
+
+    def batches_before(self, step: int) -> float:
+        """How many whole batches those before that of `step` make up: `step`, where there is no ramp."""
+        return self.samples_before(step) / self.batch_size if self.ramp.first else step
 
     @property
     def evaluate_every(self) -> int:
@@ -165,11 +222,9 @@ class Recipe:
         return torch.channels_last if self.channels_last else torch.preserve_format
 
     def with_(self, **changes: Any) -> "Recipe":
-        """A variant with fields changed by dotted name: `recipe.with_(**{"optim.lr": 0.05, "steps": 200})`."""
-        recipe = self
-        for name, value in changes.items():
-            recipe = _replace(recipe, name.split("."), value, name)
-        return recipe
+        """A variant with fields changed by dotted name: `recipe.with_(**{"optim.lr": 0.05, "steps": 200})`, all at
+        once."""
+        return _replace(self, changes, "")
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionaries, lists, numbers and strings, each dataclass with its "type"."""
@@ -292,16 +347,19 @@ def _field_names(config: Any) -> set[str]:
     return {f.name for f in dataclasses.fields(config)} if dataclasses.is_dataclass(config) else set()
 
 
-def _replace(config: Any, path: list[str], value: Any, name: str) -> Any:
-    fields = _field_names(config)
-    if path[0] not in fields:
-        nearest = difflib.get_close_matches(path[0], sorted(fields), 1)
-        full = name[: len(name) - len(".".join(path))]
-        raise UsageError(
-            f"unknown field {name!r}", hint=f"did you mean {full}{nearest[0]}?" if nearest else "see --help"
-        )
-    if len(path) > 1:
-        value = _replace(getattr(config, path[0]), path[1:], value, name)
-    else:
-        value = check(value, typing.get_type_hints(type(config))[path[0]], name)
-    return dataclasses.replace(config, **{path[0]: value})
+def _replace(config: Any, changes: dict[str, Any], where: str) -> Any:
+    """The configuration, itself the field `where` of the whole, with fields changed by dotted name."""
+    fields, values, inner = _field_names(config), {}, defaultdict(dict)
+    for name, value in changes.items():
+        first, _, rest = name.partition(".")
+        if first not in fields:
+            found = difflib.get_close_matches(first, sorted(fields), 1)
+            hint = f"did you mean {where}{found[0]}?" if found else "see --help"
+            raise UsageError(f"unknown field {where + name!r}", hint=hint)
+        if rest:
+            inner[first][rest] = value
+        else:
+            values[first] = check(value, typing.get_type_hints(type(config))[first], where + first)
+    for first, parts in inner.items():
+        values[first] = _replace(values.get(first, getattr(config, first)), parts, f"{where}{first}.")
+    return dataclasses.replace(config, **values) if values else config

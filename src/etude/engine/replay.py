@@ -73,7 +73,7 @@ def replay(run: Run, *, device: str = "auto") -> tuple[int, monitor.Finding]:
         run.recipe.task.step(model.train(), batch, update)
     except monitor.NonFinite as failed:
         seed_step(seed, step, about["rank"], failed.number, place)
-        context, parts = autocast(about["precision"], place), run.recipe.accumulate
+        context, parts = autocast(about["precision"], place), run.recipe.parts_at(about["step"])
         finding = monitor.explain(model, failed.loss_fn, failed.batch, failed.player, parts, context)
         return step, finding.after(about.get("trend", ""))
     raise RefusedError(f"{folder} does not fit the recipe: its step has fewer updates than the one that failed")

@@ -197,12 +197,27 @@ class Run:
     def predict(self, *inputs: Any, device: str = "auto", **ask: Any) -> Any:
         """Answers to raw inputs, as the run's data takes them (pictures: paths, bytes, PIL images, arrays, tensors): a
         Result, or a list of them. `ask`: what the task lets one choose, e.g. `length=200` of a language model."""
-        task, asked = self.recipe.task, self._ask(ask)
+        asked = self._asked(ask)
         model = self.model(device)
         place = next(model.parameters()).device
         with torch.no_grad(), autocast(self.precision(place), place):
-            results = task.predict(model, list(inputs), self.recipe.data, self.facts, asked)
+            results = self.recipe.task.predict(model, list(inputs), self.recipe.data, self.facts, asked)
         return results[0] if len(inputs) == 1 else results
+
+    def stream(self, raw: Any, *, device: str = "auto", **ask: Any) -> Iterator[str]:
+        """The answer to one raw input piece by piece, of tasks whose answers are texts; `ask` as of `predict`."""
+        if not self.recipe.task.streams:
+            raise UsageError(f"answers of {self.recipe.name} come whole, not piece by piece", hint="etude predict")
+        asked = self._asked(ask)
+        model = self.model(device)
+        place = next(model.parameters()).device
+        pieces = self.recipe.task.stream(model, raw, self.recipe.data, self.facts, asked)
+        while True:  # what stands around the making of a piece does not stay while it is read
+            with torch.no_grad(), autocast(self.precision(place), place):
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
 
     def answers(self, lines: list[str], *, device: str = "auto", **ask: Any) -> list[str]:
         """A line's answer each, as one line, of a task that answers lines (`Task.by_line`); an empty one's is empty."""
@@ -211,8 +226,8 @@ class Run:
         results: Iterator[Any] = iter([found] if len(given) == 1 else found)
         return [" ".join(next(results).row()[0].split()) if line.strip() else "" for line in lines]
 
-    def _ask(self, ask: dict[str, Any]) -> Any:
-        """What the task lets one choose, checked."""
+    def _asked(self, ask: dict[str, Any]) -> Any:
+        """What is asked for, as the task's own type."""
         task = self.recipe.task
         kinds = typing.get_type_hints(task.ask)
         names = [field.name for field in dataclasses.fields(task.ask)]
@@ -222,28 +237,35 @@ class Run:
                 raise UsageError(f"predict of {self.recipe.name} has no {name!r}", hint=known)
         return task.ask(**{name: check(value, kinds[name], name) for name, value in ask.items()})
 
-    def evaluate(self, split: str = "test", *, device: str = "auto", data_path: str | None = None) -> dict[str, float]:
-        """The task's measures of the kept weights over a split: what result.json says, measured again."""
-        return numbers(self.measure(split, device=device, data_path=data_path))
+    def evaluate(
+        self,
+        split: str = "test",
+        *,
+        device: str = "auto",
+        data_path: str | None = None,
+        changes: dict[str, Any] | None = None,
+    ) -> dict[str, float]:
+        """The task's measures of the kept weights over a split: what result.json says, measured again. Of other data,
+        where `data_path` says so; `changes` are those of the recipe's other fields that bear on measuring, by name:
+        {"data.context": 448}."""
+        return numbers(self.measure(split, device=device, data_path=data_path, changes=changes))
 
-    def measure(self, split: str = "test", *, device: str = "auto", data_path: str | None = None) -> dict[str, Metric]:
+    def measure(
+        self,
+        split: str = "test",
+        *,
+        device: str = "auto",
+        data_path: str | None = None,
+        changes: dict[str, Any] | None = None,
+    ) -> dict[str, Metric]:
         """`evaluate`, with what it counted."""
-        data = self.recipe.data
-        if data_path is not None:
-            data = self.recipe.with_(**{"data.path": data_path}).data
-        dataset = data.open()
+        recipe = self.recipe.with_(**{} if data_path is None else {"data.path": data_path}, **(changes or {}))
+        dataset = recipe.data.reopen(self.facts)
         if split not in dataset.sizes:
             raise UsageError(f"there is no split {split!r}; there are {', '.join(dataset.sizes)}")
-        kept = self.facts["files"]
-        for name, content in dataset.files.items():
-            if kept.get(name) != content:
-                raise RefusedError(
-                    f"the data's {name} is not the one in {self.path}: the data has changed since the run was trained",
-                    hint=f"with your own pairs of sentences: --data.vocabulary {self.path / name}",
-                )
         model = self.model(device)
         place = next(model.parameters()).device
-        return measure(model, self.recipe, dataset, split, world=World(place), precision=self.precision(place))
+        return measure(model, recipe, dataset, split, world=World(place), precision=self.precision(place))
 
     def report(self) -> Path:
         """Write report.html anew from the run's files."""

@@ -17,6 +17,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,7 +37,7 @@ from etude.engine.recipe import Recipe
 from etude.engine.replay import seed_step, write_replay
 from etude.engine.run import version
 from etude.errors import EtudeError, Interrupted, NumericError, RefusedError, UsageError
-from etude.tasks.base import Logs, LossFn, LossLogs
+from etude.tasks.base import Block, Logs, LossFn, LossLogs
 from etude.tasks.metrics import Metric
 
 SAVE_SECONDS = 30.0
@@ -74,8 +75,13 @@ class Trainer:
         self.precision: Resolved = resolve(recipe.precision, self.device)
         self.log = log.Log(quiet=quiet or not self.main)
         self.dataset: Dataset = recipe.data.open()
+        self.recipe = recipe = replace(recipe, model=recipe.task.configure(recipe.model, self.dataset))
         if recipe.accumulate > 1 and not self.dataset.divisible:
             raise UsageError(f"a batch of {recipe.name} cannot be computed in parts", hint="--accumulate 1")
+        if recipe.ramp.first and type(self.dataset).batch is not Dataset.batch:
+            raise UsageError(
+                f"batches of {recipe.name} are not made of samples; they cannot grow", hint="--ramp.first 0"
+            )
         if recipe.shard > 1 and len(by_player(recipe.optim)) > 1:
             raise UsageError(
                 f"{recipe.name} has several players, which cannot be sharded; replicas can", hint="--shard 1"
@@ -142,7 +148,7 @@ class Trainer:
 
     def update(self, loss_fn: LossFn, batch: Batch, player: str = "model") -> Logs:
         """One optimiser step of `player` down `loss_fn`; raises NonFinite before the weights are touched."""
-        mine, optimizer, parts = self.players[player], self.optimizers[player], self.recipe.accumulate
+        mine, optimizer, parts = self.players[player], self.optimizers[player], self.recipe.parts_at(self.step)
         mine.take_turn()
         self._number += 1
         self._seed(self._number)
@@ -211,7 +217,8 @@ class Trainer:
     def take_step(self, batch: Batch) -> Logs:
         """The whole of one step on a batch that has arrived: rates, seeds, the task's updates."""
         self._number, self._health, self._batch = 0, {}, batch
-        factor = self.recipe.schedule.factor(self.step, self.recipe.steps)
+        done, whole = (self.recipe.batches_before(step) for step in (self.step, self.recipe.steps))
+        factor = self.recipe.schedule.factor(done, whole)
         for name, optim in by_player(self.recipe.optim).items():
             for group in self.optimizers[name].param_groups:
                 group["lr"] = optim.lr * factor
@@ -232,9 +239,12 @@ class Trainer:
     def make_batch(self, step: int) -> Batch:
         """This process's share of the batch of a step, as it leaves the data's workers."""
         recipe = self.recipe
-        batch = self.dataset.batch(
-            seed=recipe.seed, step=step, batch_size=recipe.batch_size, rank=self.world.rank, world=self.world.size
-        )
+        share: dict[str, int] = {"seed": recipe.seed, "rank": self.world.rank, "world": self.world.size}
+        if recipe.ramp.first:
+            start, size = recipe.samples_before(step), recipe.samples_at(step)
+            batch = self.dataset.stretch(start=start, batch_size=size, **share)
+        else:
+            batch = self.dataset.batch(step=step, batch_size=recipe.batch_size, **share)
         return leave(batch, self.dataset, recipe, self.device)
 
     # ---------------------------------------------------------------- the loop
@@ -312,7 +322,7 @@ class Trainer:
             # the norm of a step that the scaler skipped is infinite, which JSON does not know
             values = {name: value for name, value in values.items() if math.isfinite(value)}
             self.last_train = values
-            epoch = self.dataset.epochs(self.step, recipe.batch_size)
+            epoch = self.dataset.epochs(recipe.batches_before(self.step), recipe.batch_size)
             rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
             lr = {"lr": rates["model"]} if len(rates) == 1 else {f"{name}/lr": rate for name, rate in rates.items()}
             self._write({"step": self.step, "epoch": round(epoch, 4), **values, **lr})
@@ -326,11 +336,12 @@ class Trainer:
 
     def _progress(self, values: dict[str, float], now: float) -> None:
         span = max(now - self._shown, 1e-9)
-        self._speed = (self.step - self._shown_step) * self.recipe.batch_size / span
+        shown, seen, whole = (self.recipe.samples_before(s) for s in (self._shown_step, self.step, self.recipe.steps))
+        self._speed = (seen - shown) / span
         self._shown, self._shown_step = now, self.step
-        left = (self.recipe.steps - self.step) * self.recipe.batch_size / max(self._speed, 1e-9)
-        shown = {name: value for name, value in values.items() if not name.endswith("grad_norm")}
-        self.log.progress(self.step, self.recipe.steps, shown, self._speed, left)
+        left = (whole - seen) / max(self._speed, 1e-9)
+        said = {name: value for name, value in values.items() if not name.endswith("grad_norm")}
+        self.log.progress(self.step, self.recipe.steps, said, self._speed, left)
         if self.directory and self.main and now - self._reported > self._report_every:
             self._status("training", eta=left)
 
@@ -404,10 +415,23 @@ class Trainer:
 
     def _figures(self, measured: dict[str, Metric], split: str) -> None:
         if self.directory and self.main:
-            blocks = self.recipe.task.figures(measured, self.dataset, split)
+            blocks, path = self.recipe.task.figures(measured, self.dataset, split), self.directory / "figures.json"
+            self._remember([block for block in blocks if block.get("history")], split, path)
             with contextlib.suppress(checkpoint.SaveError):
-                checkpoint.write_atomic(self.directory / "figures.json", json.dumps(blocks).encode())
+                checkpoint.write_atomic(path, json.dumps(blocks).encode())
             self._status("training")
+
+    def _remember(self, texts: list[Block], split: str, path: Path) -> None:
+        """Give texts those of the evaluations before, of which the file of figures tells."""
+        label = f"{split}, after {self.step:,} steps"
+        for block in texts:
+            block |= {"label": label, "step": self.step, "earlier": []}
+        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, KeyError):
+            before = [block for block in json.loads(path.read_text(encoding="utf-8")) if block.get("history")]
+            for block, old in zip(texts, before):
+                past = [*old["earlier"], {name: old[name] for name in ("label", "step", "text")}]
+                # a run that went back to a checkpoint comes to later ones again
+                block["earlier"] = [one for one in past if one["step"] <= self.step and one["label"] != label]
 
     def _finish(self) -> dict[str, Any]:
         """The last checkpoint, the final evaluation on the test split with the weights that are kept, result.json."""
@@ -667,12 +691,13 @@ class Trainer:
     def _introduce(self) -> None:
         recipe, sizes = self.recipe, self.dataset.sizes
         held = ", ".join(f"{count:,} {split}" for split, count in sizes.items())
-        epochs = self.dataset.epochs(recipe.steps, recipe.batch_size)
+        epochs = self.dataset.epochs(recipe.batches_before(recipe.steps), recipe.batch_size)
         processes = f" x {self.world.size} processes" if self.world.size > 1 else ""
         self.log(f"etude {version()} · {recipe.name} · {self.params:,} parameters")
         self.log(f"device {self.device}{processes} ({torch.get_num_threads()} threads) · precision {self.precision}")
         self.log(f"data {self.dataset.facts.get('source', '')}: {held}")
-        length = f"{recipe.steps:,} steps of {recipe.batch_size} ({epochs:.1f} epochs)"
+        grown = f"{recipe.ramp.first}, growing to {recipe.batch_size}" if recipe.ramp.first else f"{recipe.batch_size}"
+        length = f"{recipe.steps:,} steps of {grown} ({epochs:.1f} epochs)"
         self.log(f"{length} from step {self.step} · seed {recipe.seed}")
         if self._began and self.step == 0:
             self.log(f"begins with {self._began}")
@@ -701,7 +726,7 @@ class Trainer:
             untold = "the inputs are finite; which layer is at fault is not told for sharded weights"
             return monitor.explain_inputs(error.batch) or monitor.Finding(untold)
         with self._alone():
-            context, parts = autocast(self.precision, self.device), self.recipe.accumulate
+            context, parts = autocast(self.precision, self.device), self.recipe.parts_at(self.step)
             return monitor.explain(self.model, error.loss_fn, error.batch, error.player, parts, context)
 
     @contextlib.contextmanager

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from etude.nn import generation
+from etude.nn.lowbit import TiedHead
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
+        self.head = TiedHead()
         self.initialise()
 
     def initialise(self) -> None:
@@ -158,6 +160,10 @@ class GPT(nn.Module):
     def forward(self, ids: Int[Tensor, "B T"], cache: Cache | None = None) -> Float[Tensor, "B T V"]:
         """Logits after each token. With a cache, the ids follow what it holds, and it holds them too afterwards.
         ValueError where there are more tokens than the context, or the cache, has room for."""
+        return self.head(self.hidden(ids, cache), self.embedding.weight)
+
+    def hidden(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """What the head reads: (B, T, D), of the last block's norm."""
         past, padding = (cache.length, cache.padding) if cache is not None else (0, None)
         end, room = past + ids.shape[1], self.config.context if cache is None else cache.room
         if end > min(room, self.config.context):
@@ -170,7 +176,7 @@ class GPT(nn.Module):
             x = block(x, masks[layer % 2], cache, layer)
         if cache is not None:
             cache.length = end
-        return F.linear(self.norm(x), self.embedding.weight)
+        return self.norm(x)
 
     def masks(self, places: Tensor, padding: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Where tokens at `places` (T,) may look, in dense layers and in banded ones: (B or 1, 1, T, S), or None where
@@ -187,11 +193,11 @@ class GPT(nn.Module):
         near = look & (keys > places[:, None] - window) if banded else look
         return None if plain else look, near
 
-    def read(self, ids: Int[Tensor, "B T"], state: Cache | None = None) -> tuple[Float[Tensor, "B T V"], Cache]:
-        """`forward` with a cache that is made where there is none, of the whole context."""
+    def read(self, ids: Int[Tensor, "B T"], state: Cache | None = None) -> tuple[Float[Tensor, "B 1 V"], Cache]:
+        """Logits after the last token, with a cache that is made where there is none, of the whole context."""
         if state is None:
             state = self.cache(ids.shape[0])
-        return self(ids, state), state
+        return self.head(self.hidden(ids, state)[:, -1:], self.embedding.weight), state
 
     def cache(self, batch: int, room: int | None = None, *, padding: Tensor | None = None) -> Cache:
         """An empty cache for so many texts, where the weights are and of their type (of autocast's, within it)."""

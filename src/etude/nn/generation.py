@@ -1,7 +1,7 @@
 """Writing token by token: how the next token is chosen, for any model that reads ids and remembers what it read.
 
-Such a model has `read(ids (B, T), state or None) -> (logits (B, T, V), state)`: feeding a text in pieces, each with the
-state that the one before left, equals feeding it whole.
+Such a model has `read(ids (B, T), state or None) -> (logits, state)`, whose logits end with the (B, V) of the token after
+the last: feeding a text in pieces, each with the state that the one before left, equals feeding it whole.
 
 Shapes: B texts, V tokens in the vocabulary.
 """
@@ -19,7 +19,8 @@ class Reader(Protocol):
     """What can be written with."""
 
     def read(self, ids: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """(B, T) ids after those that `state` stands for -> (B, T, V) logits of the token after each, and the state."""
+        """(B, T) ids after those that `state` stands for -> (B, T or 1, V) logits of the token after each or the last,
+        and the state."""
         ...
 
 

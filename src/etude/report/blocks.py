@@ -88,7 +88,11 @@ def _scatter(block: dict[str, Any]) -> str:
 
 
 def _text(block: dict[str, Any]) -> str:
-    return f'<pre class="text">{e(block["text"])}</pre>'
+    earlier = "".join(
+        f'<details><summary>{e(one["label"])}</summary><pre class="text">{e(one["text"])}</pre></details>'
+        for one in reversed(block.get("earlier", []))
+    )
+    return f'<pre class="text">{e(block["text"])}</pre>{earlier}'
 
 
 _BLOCKS: dict[str, Callable[[dict[str, Any]], str]] = {

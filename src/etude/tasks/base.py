@@ -1,6 +1,6 @@
 """`Task`: what is learned, apart from the model that learns it and the engine that trains it."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -15,7 +15,8 @@ LossLogs = Mapping[str, Tensor | Callable[[], Tensor]]
 """Scalars beside a loss; a function is called only in the steps that are logged, for what costs time to know."""
 LossFn = Callable[[nn.Module, Batch], tuple[Tensor, LossLogs]]
 Block = dict[str, Any]
-"""A figure for the report, JSON-able: {"kind": "matrix" | "images" | "table" | "lines" | "scatter" | "text", ...}. With
+"""A figure for the report, JSON-able: {"kind": "matrix" | "images" | "table" | "lines" | "scatter" | "text", ...}. A
+"text" with "history": true keeps those of earlier evaluations beside it. With
 "study": true a study's report shows it too, beside those of the other variants (lines always, in one chart)."""
 
 
@@ -67,6 +68,12 @@ class Task:
     """What can be asked of `predict` besides its inputs."""
     by_line: ClassVar[bool] = False
     """Whether a file is answered line by line (`Data.lines`), the first cell of each answer's row being its line."""
+    streams: ClassVar[bool] = False
+    """Whether answers are texts that can be read while they are made: `stream` is defined."""
+
+    def configure(self, model: Any, dataset: Dataset) -> Any:
+        """The model's configuration, with that filled in which it leaves to the data."""
+        return model
 
     def check(self, model: nn.Module, dataset: Dataset) -> None:
         """Raise UsageError where model and data do not fit each other; called once, before training."""
@@ -102,3 +109,7 @@ class Task:
         """Answers to raw inputs. `facts` are the data set's, as kept in the run; `ask` is an instance of `self.ask`, or
         None for its defaults."""
         raise TypeError(f"{type(self).__name__} does not define predict")
+
+    def stream(self, model: nn.Module, raw: Any, data: Data, facts: dict[str, Any], ask: Any = None) -> Iterator[str]:
+        """The answer to one raw input as pieces of text, each when it is made: together what `predict` answers."""
+        raise TypeError(f"{type(self).__name__} does not define stream")

@@ -1,5 +1,6 @@
 """Measures that are exact over batches and processes: each keeps what can be merged, none averages averages."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +47,14 @@ class Root(Mean):
 
     def value(self) -> float:
         return super().value() ** 0.5
+
+
+@dataclass
+class Exponential(Mean):
+    """The exponential of a mean: of cross-entropies in nats, the perplexity."""
+
+    def value(self) -> float:
+        return math.exp(min(super().value(), 700.0))  # beyond, it is no float
 
 
 @dataclass

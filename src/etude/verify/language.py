@@ -10,15 +10,20 @@ from etude import catalog
 from etude.verify import golden
 from etude.weights import load_weights
 
-GOLDEN = {"transformer-big": "transformers 5.18.0", "gpt2": "transformers 5.18.0"}
+GOLDEN = dict.fromkeys(("transformer-big", "gpt2", "bert-base", "bert-base-classifier"), "transformers 5.18.0")
 """size: reference."""
-FILES = ("marian_big", "gpt2")
+FILES = ("marian_big", "gpt2", "bert_base")
 
 
 def errors(size: str) -> Iterator[tuple[str, float, float]]:
     """(quantity, error, bound) of each comparison."""
     with torch.no_grad():
-        yield from {"transformer-big": _marian, "gpt2": _gpt2}[size]()
+        yield from {
+            "transformer-big": _marian,
+            "gpt2": _gpt2,
+            "bert-base": _bert_pooled,
+            "bert-base-classifier": _bert_classifier,
+        }[size]()
 
 
 def tokens(seed: int, shape: tuple[int, ...], vocabulary: int) -> Tensor:
@@ -46,3 +51,26 @@ def _gpt2() -> Iterator[tuple[str, float, float]]:
     written = torch.cat([ids[:1, :8], model.generate(ids[:1, :8], 24)], 1)
     differing = int((written[0].numpy() != expected.digests["greedy"]).sum())
     yield "greedy tokens that differ", float(differing), 0.0
+
+
+def _bert_classifier() -> Iterator[tuple[str, float, float]]:
+    expected = golden.load("bert_base")
+    model = load_weights(catalog.model("bert-base-classifier"), expected.weights, source="transformers").eval()
+    for quantity, error in expected.errors("logits", model(*_bert_inputs(expected))).items():
+        yield quantity, error, golden.BOUND
+
+
+def _bert_pooled() -> Iterator[tuple[str, float, float]]:
+    """The published model has no last layer; the file's is put on here."""
+    expected = golden.load("bert_base")
+    model: Any = load_weights(catalog.model("bert-base"), expected.weights, source="transformers").eval()
+    weight, bias = (expected.weights[f"classifier.{name}"] for name in ("weight", "bias"))
+    logits = model.pooled(*_bert_inputs(expected)) @ weight.T + bias
+    for quantity, error in expected.errors("logits", logits).items():
+        yield quantity, error, golden.BOUND
+
+
+def _bert_inputs(expected: golden.Golden) -> tuple[Tensor, Tensor]:
+    """Three sentences, of 17, 12 and 5 tokens."""
+    mask = torch.arange(17) < torch.tensor([[17], [12], [5]])
+    return tokens(expected.meta["seed"], (3, 17), 28_996), mask

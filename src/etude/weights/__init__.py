@@ -75,7 +75,9 @@ def load_weights(
     `source` names the layout, the naming scheme that the weights come in: "etude" for the model's own names, or a key
     of the `RENAME` table in the model's module, such as "torchvision". Where names are not all that differs, the
     module's `CONVERT` table has a function for the layout, from tensors by their names to tensors by their names, in
-    our shapes, which comes first. Values are converted to the model's types.
+    our shapes, which comes first. Where a module has several models, a class's own `RENAME` goes on where the module's
+    ends, and its `ASIDE` is a regular expression for the names of other models' parts, which are left aside. Values are
+    converted to the model's types.
     RefusedError (a ValueError) lists what differs, in shape or because one side lacks it; the model is then unchanged.
     Only BatchNorm's counters `num_batches_tracked` may be absent, which torch before 0.4.1 did not save.
     """
@@ -91,6 +93,9 @@ def load_weights(
     if source in (converters := getattr(module, "CONVERT", {})):
         theirs = converters[source](theirs)
     theirs = rename(theirs, layouts[source])
+    theirs = rename(theirs, getattr(type(model), "RENAME", {}).get(source, ()))
+    if aside := getattr(type(model), "ASIDE", {}).get(source):
+        theirs = {name: tensor for name, tensor in theirs.items() if not re.match(aside, name)}
 
     problems = {
         "missing": [k for k in ours if k not in theirs and not k.endswith("num_batches_tracked")],

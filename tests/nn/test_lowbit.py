@@ -1,0 +1,78 @@
+import pytest
+import torch
+from torch import nn
+
+from etude.data import fetch
+from etude.errors import MissingError
+from etude.language import gpt
+from etude.nn.lowbit import Int8Linear, PackedLinear, fast_linears, quantize_rows
+from etude.weights import read_tensors
+
+
+def relative(found, expected) -> float:
+    return ((found.float() - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (3, 64), (2, 5, 64)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_packed_layers_equal_torchs(shape, bias):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(64, 96, bias=bias), torch.randn(shape)
+    expected = layer(x).detach()
+    with torch.no_grad():
+        assert relative(PackedLinear(layer.weight, layer.bias, torch.float32)(x), expected) < 1e-6
+        assert relative(PackedLinear(layer.weight, layer.bias, torch.bfloat16)(x), expected) < 1e-2
+        found = Int8Linear(layer.weight, layer.bias)(x)
+    assert found.shape == expected.shape and found.dtype == torch.bfloat16 and relative(found, expected) < 2e-2
+
+
+def test_rows_as_int8_by_hand():
+    weight = torch.tensor([[1.0, -0.5, 0.2], [0.0, 0.0, 0.0], [-2540.0, 20.0, 9.0]])
+    stored, scale = quantize_rows(weight)
+    assert stored.tolist() == [[127, -64, 25], [0, 0, 0], [-127, 1, 0]]
+    assert scale.tolist() == pytest.approx([1 / 127, 0.0, 20.0], abs=1e-9)
+    back = stored * scale[:, None]
+    assert ((back - weight).abs() <= scale[:, None] / 2 + 1e-6).all()
+
+
+def test_a_fast_copy_writes_the_same_and_leaves_the_model_alone():
+    torch.manual_seed(0)
+    model = gpt.Config(vocab_size=96, context=48, width=64, depth=2, num_heads=4).build().train()
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    ids = torch.randint(0, 96, (2, 9))
+    fast = fast_linears(model)
+    assert model.training and not fast.training and isinstance(fast, gpt.GPT)
+    model.eval()
+    assert relative(fast(ids), model(ids).detach()) < 1e-5
+    assert torch.equal(fast.generate(ids, 30), model.generate(ids, 30))
+    for int8 in (False, True):
+        low = fast_linears(model, dtype=torch.bfloat16, int8=int8)
+        assert low(ids).dtype == torch.float32 and relative(low(ids), model(ids).detach()) < 0.1
+        assert isinstance(low, gpt.GPT) and low.cache(1).keys.dtype == torch.bfloat16
+        assert low.generate(ids, 5).shape == (2, 5)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parity
+def test_real_weights_keep_their_directions():
+    """Of MiniLM's matrices, a scale a row keeps more than 0.999 of each output's direction; one for all keeps less."""
+    try:
+        tensors = read_tensors(fetch.path("minilm") / "model.safetensors")
+    except MissingError as error:
+        pytest.skip(str(error))
+    weights = {n: t for n, t in tensors.items() if n.endswith("weight") and t.ndim == 2 and ".layer." in n}
+    assert len(weights) == 36
+    torch.manual_seed(0)
+    worse = 0
+    for weight in weights.values():
+        x = torch.randn(64, weight.shape[1])
+        stored, scale = quantize_rows(weight)
+        expected = x @ weight.T
+        by_row = torch.cosine_similarity(x @ (stored * scale[:, None]).T, expected).mean()
+        whole = weight.abs().max() / 127
+        at_once = torch.cosine_similarity(x @ ((weight / whole).round() * whole).T, expected).mean()
+        assert by_row > 0.9995
+        worse += int(at_once < by_row)
+    assert worse == 36

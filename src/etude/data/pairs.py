@@ -382,6 +382,10 @@ class PairsDataset(Dataset):
         tokens = self._sides["train"][1].lengths[self._kept[chosen]].sum()
         return batch | {"weight": torch.full((len(chosen) // world,), len(chosen) / tokens)}
 
+    def stretch(self, *, seed: int, start: int, batch_size: int, rank: int = 0, world: int = 1) -> Batch:
+        """Refused: where a batch that is counted in tokens begins depends on those before it."""
+        raise UsageError("batches of pairs are counted in tokens, and their size cannot ramp", hint="--ramp.first 0")
+
     def _epoch(self, seed: int, step: int, batch_size: int) -> int:
         """The epoch that a step is in; notes where each begins."""
         begins = self._begins.setdefault((seed, batch_size), [0])

@@ -12,7 +12,7 @@ from etude.tasks.translate import Translate
 def en_de() -> Recipe:
     """English to German on what Debian translates, LibreOffice's help and the descriptions of packages: 66,000 pairs.
 
-    EN_DE_RESULT
+    Its run is not finished: no figure yet.
     """
     return Recipe(
         name="transformer.en_de",

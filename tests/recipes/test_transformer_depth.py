@@ -21,8 +21,9 @@ def test_depth_is_studied(tmp_path):
     write_pairs(tmp_path / "pairs.tsv")
     found = find_study("transformer.depth")
     assert [v.label for v in found.variants] == ["post", "pre", "dlcl", "deepnorm", "post-6"]
-    changes = {"data.path": str(tmp_path / "pairs.tsv"), "data.vocab_size": 280, "model.vocab_size": 280,
-               "data.test": 0.1, "data.validation": 0.1, "batch_size": 128, "model.width": 16, "model.ffn": 16}  # fmt: skip
+    changes = {"data.path": str(tmp_path / "pairs.tsv"), "data.vocab_size": 280, "model.vocab_size": 280}
+    changes |= {"data.test": 0.1, "data.validation": 0.1, "batch_size": 128}
+    changes |= {"model.width": 16, "model.ffn": 16, "model.depth": 2}
     base = found.base.with_(**changes, steps=2, eval_every=2, log_every=1)
     done = train(found.with_base(base), run=tmp_path / "study", quiet=True)
     assert all(outcome["state"] == "done" for outcome in done.result["variants"].values())

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -5,7 +7,7 @@ from torch import nn
 from etude.data import fetch
 from etude.errors import MissingError
 from etude.language import gpt
-from etude.nn.lowbit import Int8Linear, PackedLinear, fast_linears, quantize_rows
+from etude.nn.lowbit import FEW, Int8Linear, PackedLinear, fast_linears, quantize_rows
 from etude.weights import read_tensors
 
 
@@ -23,7 +25,19 @@ def test_packed_layers_equal_torchs(shape, bias):
         assert relative(PackedLinear(layer.weight, layer.bias, torch.float32)(x), expected) < 1e-6
         assert relative(PackedLinear(layer.weight, layer.bias, torch.bfloat16)(x), expected) < 1e-2
         found = Int8Linear(layer.weight, layer.bias)(x)
-    assert found.shape == expected.shape and found.dtype == torch.bfloat16 and relative(found, expected) < 2e-2
+    assert found.shape == expected.shape and found.dtype == torch.float32 and relative(found, expected) < 2e-2
+
+
+def test_both_int8_products_give_what_the_stored_numbers_give():
+    """One row, a few and many; whole numbers in, so that rounding the inputs to bf16 changes nothing."""
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 96)
+    fast = Int8Linear(layer.weight, layer.bias)
+    x = torch.randint(-4, 5, (40, 64)).float()
+    expected = (x @ fast.weight.float().T) * fast.scale + layer.bias.detach()
+    with torch.no_grad():
+        for rows in (1, 2, FEW, FEW + 1, 40):
+            assert relative(fast(x[:rows]), expected[:rows]) < 4e-3  # each answer has passed through bf16
 
 
 def test_rows_as_int8_by_hand():
@@ -47,12 +61,30 @@ def test_a_fast_copy_writes_the_same_and_leaves_the_model_alone():
     model.eval()
     assert relative(fast(ids), model(ids).detach()) < 1e-5
     assert torch.equal(fast.generate(ids, 30), model.generate(ids, 30))
-    for int8 in (False, True):
-        low = fast_linears(model, dtype=torch.bfloat16, int8=int8)
+    for dtype in (torch.bfloat16, torch.int8):
+        low = fast_linears(model, dtype=dtype)
         assert low(ids).dtype == torch.float32 and relative(low(ids), model(ids).detach()) < 0.1
-        assert isinstance(low, gpt.GPT) and low.cache(1).keys.dtype == torch.bfloat16
+        assert isinstance(low, gpt.GPT) and low.cache(1).keys.dtype == torch.float32
         assert low.generate(ids, 5).shape == (2, 5)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_other_types_are_refused():
+    with pytest.raises(ValueError, match="float32, bfloat16 or int8, not as float16"):
+        fast_linears(nn.Linear(2, 2), dtype=torch.float16)
+
+
+def test_a_written_text_goes_on_from_its_cache_in_low_bits_too():
+    torch.manual_seed(0)
+    model = gpt.Config(vocab_size=96, context=48, width=64, depth=2, num_heads=4).build()
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.3)
+    ids = torch.randint(0, 96, (1, 20))
+    for dtype in (torch.bfloat16, torch.int8):
+        fast: Any = fast_linears(model, dtype=dtype)
+        whole, cache = fast(ids), fast.cache(1)
+        parts = [fast(part, cache) for part in ids.split([9, 1, 1, 3, 6], 1)]
+        assert relative(torch.cat(parts, 1), whole) < 2e-2
 
 
 @pytest.mark.parity

@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 
-from etude.engine.precision import keep_large_blocks
+from etude.bench.peak import gemm_peak
+from etude.engine.precision import computes_bf16, keep_large_blocks, pick_device
 from etude.errors import EtudeError, UsageError, nearest
 
-NAMES = ("mlp", "resnet", "mobilenet", "augment", "graph", "recurrent", "deformable", "bert", "transformer")
+NAMES = ("mlp", "resnet", "mobilenet", "augment", "graph", "recurrent", "deformable", "bert", "transformer", "gpt")
 Row = dict[str, Any]
 """{"name", "what", "ours", "peer", "unit", "peer_name", "peer_version", "ratio", "target"}; "note" if no peer ran."""
 
@@ -43,6 +44,8 @@ class Contest:
     note: str = ""
     rounds: int = 9
     warmup: int = 2
+    operations: float = 0.0
+    """Of all the work: with it, the note says which share of the machine's matrix peak ours reaches."""
 
 
 def clock(work: Callable[[], Any]) -> Callable[[], float]:
@@ -72,7 +75,14 @@ def settle(contest: Contest) -> Row:
         "ratio": round(peer_seconds / seconds, 3) if peer_seconds else None,
         "target": contest.target,
     }
-    return row | ({"note": contest.note} if contest.note else {})
+    notes = [contest.note] if contest.note else []
+    if contest.operations:
+        kind = pick_device()
+        dtype = torch.bfloat16 if computes_bf16(kind) else torch.float32
+        peak = gemm_peak(dtype, device=kind)
+        share, name = contest.operations / seconds / peak, str(dtype).removeprefix("torch.")
+        notes.append(f"{share:.0%} of the {peak / 1e12:.2f} TFLOP/s that {name} matrix products reach")
+    return row | ({"note": "; ".join(notes)} if notes else {})
 
 
 def _median(contest: Contest, contestant: Callable[[], float]) -> float:

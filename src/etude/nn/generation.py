@@ -1,6 +1,6 @@
 """Writing token by token: how the next token is chosen, for any model that reads ids and remembers what it read.
 
-Such a model has `read(ids (B, T), state or None) -> (logits, state)`, whose logits end with the (B, V) of the token after
+Such a model has `read(ids (B, T), state or None) -> (logits, state)`, whose logits end with those of the token after
 the last: feeding a text in pieces, each with the state that the one before left, equals feeding it whole.
 
 Shapes: B texts, V tokens in the vocabulary.

@@ -6,6 +6,7 @@ from etude.data.pairs import Pairs
 from etude.engine.optim import Optim, Schedule
 from etude.engine.recipe import Recipe
 from etude.language import transformer
+from etude.recipes.transformer_depth import depth as depth
 from etude.tasks.translate import Translate
 
 

@@ -135,6 +135,7 @@ SYSTEMS = (
         layouts=("transformers",),
         recipes=("transformer.en_de",),
         summary="Translation by attention alone: encoder and decoder, of any depth",
+        studies=("transformer.depth",),
     ),
     System(
         name="gpt",

@@ -68,26 +68,3 @@ def test_what_cannot_be_packed_is_refused():
         Packing.of(torch.tensor([[False, True]]))
     with pytest.raises(ValueError, match="themselves"):
         PackedAttention(Packing([2]), Packing([3]), causal=True)
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_dropout_is_of_the_same_attention(causal, monkeypatch):
-    """With dropout a CPU computes the formula itself: without what is dropped it is the same, padding and all."""
-    from etude.nn import packing
-
-    monkeypatch.setattr(packing, "drop", lambda weights, p: weights)
-    torch.manual_seed(0)
-    lengths = [5, 9, 10, 3, 10]
-    q, k, v = (torch.randn(sum(lengths), 2, 4, dtype=torch.float64) for _ in range(3))
-    attention = PackedAttention(Packing(lengths), causal=causal)
-    assert torch.allclose(attention(q, k, v, dropout=0.3), attention(q, k, v))
-    keys = None if causal else Packing([7, 2, 2, 8, 6])
-    if keys is not None:
-        k, v = (torch.randn(25, 2, 4, dtype=torch.float64) for _ in range(2))
-        across = PackedAttention(Packing(lengths), keys)
-        assert torch.allclose(across(q, k, v, dropout=0.3), across(q, k, v))
-    monkeypatch.undo()
-    torch.manual_seed(0)
-    many = torch.stack([attention(q, q, v[: len(q)] if causal else q, dropout=0.2) for _ in range(400)]).mean(0)
-    exact = attention(q, q, v[: len(q)] if causal else q)
-    assert (many - exact).norm() < 0.1 * exact.norm()

@@ -35,6 +35,8 @@ from etude.data.windows import Windows
 from etude.errors import RefusedError, UsageError
 
 Kind = Literal["bytes", "bpe", "gpt2", "wordpiece"]
+SOURCES = ("bible", "descriptions")
+"""The texts that `etude data get` gets."""
 RECEIPT = "corpus.json"
 FORMAT = 1
 """Counts the changes of what is written, so that no version takes another's files for its own."""
@@ -52,7 +54,8 @@ class Corpus(Texts):
     """Documents to predict token by token."""
 
     source: str = "bible"
-    """"bible", the World English Bible; or any name, for texts of your own at `path`."""
+    """"bible", the World English Bible; "descriptions", what Debian's packages say of themselves (documents are between
+    blank lines); or any name, for texts of your own at `path`."""
     path: str = ""
     """A UTF-8 text file, a folder of .txt files, or a folder of tokens that was made from such."""
     documents: Documents = "file"
@@ -111,11 +114,12 @@ class Corpus(Texts):
 
     def files(self) -> list[Path]:
         """The text files."""
-        if not self.path and self.source != "bible":
+        if not self.path and self.source not in SOURCES:
             raise UsageError(
-                f"there is no text {self.source!r}", hint="bible, or texts of your own: --data.path FILE_OR_FOLDER"
+                f"there is no text {self.source!r}",
+                hint=f"{' or '.join(SOURCES)}, or texts of your own: --data.path FILE_OR_FOLDER",
             )
-        folder = Path(self.path).expanduser() if self.path else fetch.path("bible")
+        folder = Path(self.path).expanduser() if self.path else fetch.path(self.source)
         return documents.files_of(folder)
 
     def _folder(self, facts: dict[str, Any] | None) -> Path:

@@ -111,6 +111,12 @@ def _pairs(target: str) -> Callable[[str, Path, Progress | None], None]:
     return make
 
 
+def _descriptions(way: str, folder: Path, progress: Progress | None) -> None:
+    from etude.data import descriptions
+
+    descriptions.make(folder, progress)
+
+
 PLANETOID_AT = "https://raw.githubusercontent.com/kimiyoung/planetoid/master/data/"
 
 
@@ -346,6 +352,7 @@ REMOTES: dict[str, Remote] = {
             ),
         ),
     ),
+    "descriptions": Remote(made=_descriptions, made_by=("official",)),
     "en-de": Remote(made=_pairs("de"), made_by=("official",)),
     "en-fr": Remote(made=_pairs("fr"), made_by=("official",)),
     "en-zh": Remote(made=_pairs("zh"), made_by=("official",)),

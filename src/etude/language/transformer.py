@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from etude.language.beam import Hypothesis, Penalty, search
 from etude.nn.activations import ACTIVATIONS, Activation
+from etude.nn.lowbit import TiedHead
 from etude.nn.packing import PackedAttention, Packing
 
 Norm = Literal["post", "pre", "dlcl", "deepnorm"]
@@ -307,7 +307,7 @@ class Transformer(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.output_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.output_bias else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.head, self.dropout = TiedHead(), nn.Dropout(config.dropout)
         residual, stack = STYLES[config.norm]
         encoder, decoder = config.depths
         self.encoder = stack(config, [EncoderLayer(config, lambda c: residual(c, 0)) for _ in range(encoder)])
@@ -341,7 +341,7 @@ class Transformer(nn.Module):
 
     def logits(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N V"]:
         """Scores against the rows of the embedding."""
-        return F.linear(x, self.embedding.weight, self.output_bias)
+        return self.head(x, self.embedding.weight, self.output_bias)
 
     def encode(
         self, src: Int[Tensor, "B S"], src_mask: Bool[Tensor, "B S"] | None = None

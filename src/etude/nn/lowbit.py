@@ -23,10 +23,10 @@ FEW = 4
 
 
 class TiedHead(nn.Module):
-    """Scores against the rows of an embedding, which it does not hold. (..., D), (V, D) -> (..., V)"""
+    """Scores against the rows of an embedding, which it does not hold. (..., D), (V, D), (V,) -> (..., V)"""
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return nn.functional.linear(x, embedding)
+    def forward(self, x: Tensor, embedding: Tensor, bias: Tensor | None = None) -> Tensor:
+        return nn.functional.linear(x, embedding, bias)
 
 
 class PackedLinear(nn.Module):
@@ -38,7 +38,7 @@ class PackedLinear(nn.Module):
         self.dtype, self.bias = dtype, None if bias is None else bias.detach().to(dtype)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype).contiguous())
 
-    def forward(self, x: Tensor, *_: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
         y = torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, "none", [], "")
         return y.to(x.dtype)
 
@@ -53,7 +53,7 @@ class Int8Linear(nn.Module):
         # the product knows bf16 scales only, which would move a whole row by up to 0.4 %: it gets ones
         self.ones = torch.ones_like(self.scale, dtype=torch.bfloat16)
 
-    def forward(self, x: Tensor, *_: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
         rows = x.to(torch.bfloat16).flatten(0, -2)
         if len(rows) <= FEW:
             y = torch._weight_int8pack_mm(rows, self.weight, self.ones)
@@ -86,7 +86,7 @@ def fast_linears(model: nn.Module, *, dtype: torch.dtype = torch.float32) -> nn.
             weight, bias = module.weight, module.bias
         elif isinstance(module, TiedHead):
             holder: Any = model.get_submodule(name.rpartition(".")[0])
-            weight, bias = holder.embedding.weight, None
+            weight, bias = holder.embedding.weight, getattr(holder, "output_bias", None)
         else:
             continue
         fast = Int8Linear(weight, bias) if dtype == torch.int8 else PackedLinear(weight, bias, dtype)

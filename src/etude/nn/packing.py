@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from etude.nn.dropout import dropout as drop
+from etude.nn.attention import attend
 
 WASTE = 1.15
 """A group takes a further sequence while padding leaves its rows below this many times its tokens."""
@@ -107,24 +106,11 @@ class PackedAttention:
                 for x, rows, n in ((q, group.queries, t), (k, group.keys, s), (v, group.keys, s))
             )
             heads = (x.transpose(1, 2) for x in (q_, k_, v_))
-            answer = _attend(*heads, mask=group.mask, causal=self.causal, dropout=dropout)
+            answer = attend(*heads, mask=group.mask, causal=self.causal, dropout=dropout)
             answer = answer.transpose(1, 2).reshape(b * t, *q.shape[1:])
             answers.append(answer if group.kept is None else answer[group.kept])
         answer = torch.cat(answers) if len(answers) > 1 else answers[0]
         return answer if self._back is None else answer.index_select(0, self._back)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
-    """(b, H, t, D), (b, H, s, D), (b, H, s, D) -> (b, H, t, D). With dropout on a CPU, where torch has no kernel of one
-    piece, the formula itself is faster than what torch makes of it."""
-    if not dropout or q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
-    if causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    return drop(scores.softmax(3), dropout) @ v
 
 
 def _grouped(queries: Packing, keys: Packing) -> list[list[int]]:

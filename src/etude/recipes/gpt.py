@@ -1,6 +1,7 @@
 """Recipes of GPT: a small one that two cores train, GPT-2's size on any text, and GPT-3 as its paper trained it."""
 
 import math
+from dataclasses import replace
 
 from etude.data.corpus import Corpus
 from etude.engine.optim import Optim, Schedule
@@ -28,10 +29,11 @@ def bible() -> Recipe:
 
 def small() -> Recipe:
     """GPT-2's smallest size, 124M parameters, on any text (--data.path FILE_OR_FOLDER) in GPT-2's vocabulary. Batches
-    of 32,768 tokens are computed in parts of four windows: more at once on a GPU, by --accumulate. Not run here."""
+    of 32,768 tokens are computed in parts of four windows: more at once on a GPU, by --accumulate. A text that is read
+    more than a few times asks for --model.dropout 0.1, GPT-2's own. Not run here."""
     return Recipe(
         name="gpt.small",
-        model=gpt.sizes["gpt2"],
+        model=replace(gpt.sizes["gpt2"], dropout=0.0),
         data=Corpus(source="bible", tokens="gpt2", length=1024, context=512),
         task=CorpusModel(),
         optim=Optim("adamw", lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, decay_vectors=False),
@@ -55,14 +57,14 @@ def _gpt3(size: str, *, lr: float, batch_size: int, ramp_tokens: float) -> Recip
     betas 0.9 and 0.95 and epsilon 1e-8, weight decay 0.1, the gradient's norm at most 1; the rate rises over 375
     million tokens and falls by a cosine to a tenth over 260 billion of 300; the batch grows from 32 thousand tokens
     over the first 4 to 12 billion. Which size took how many of these, and whether vectors decayed, the paper does not
-    say. Batches are in whole windows of 2,048 tokens."""
+    say, nor anything of dropout: there is none. Batches are in whole windows of 2,048 tokens, computed one by one: more
+    at once, or on several processes, by --accumulate."""
     ramp = Ramp(first=16, samples=round(ramp_tokens / LENGTH))
-    parts = batch_size // 2
-    starts = ramped(ramp, batch_size, batch_size // parts)
+    starts = ramped(ramp, batch_size, 1)
     steps = len(starts) - 1 + math.ceil((TOKENS / LENGTH - starts[-1]) / batch_size)
     return Recipe(
         name=f"gpt.{size.replace('-', '_').replace('.', '_')}",
-        model=gpt.sizes[size],
+        model=replace(gpt.sizes[size], dropout=0.0),
         data=Corpus(source="bible", tokens="gpt2", length=LENGTH, context=LENGTH // 2),
         task=CorpusModel(),
         optim=Optim("adamw", lr=lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, decay_vectors=False),
@@ -70,7 +72,7 @@ def _gpt3(size: str, *, lr: float, batch_size: int, ramp_tokens: float) -> Recip
         steps=steps,
         batch_size=batch_size,
         ramp=ramp,
-        accumulate=parts,
+        accumulate=batch_size,
         eval_every=1000,
         eval_batch_size=2,
         clip=1.0,

@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,19 @@ def test_what_a_context_does_not_hold_is_told(dataset):
     assert [len(answer.text) for answer in answers] == [20, 20]
 
 
+def test_weights_kept_otherwise_write_on(dataset):
+    """The likeliest tokens of wide logits are the same, whatever the weights' type; answers stream alike."""
+    model, task = gpt(), LanguageModel()
+    nn.init.normal_(model.embedding.weight, std=4.0)
+    asked = Continue(length=12, temperature=0.0)
+    (plain,) = task.predict(model, ["the c"], dataset.data, dataset.facts, asked)
+    for kind in ("fp32", "bf16", "int8"):
+        kept = replace(asked, weights=kind)
+        (answer,) = task.predict(model, ["the c"], dataset.data, dataset.facts, kept)
+        assert answer.text == plain.text
+        assert "".join(task.stream(model, "the c", dataset.data, dataset.facts, kept)) == "the c" + plain.text
+
+
 def test_writing_streams_the_state_and_draws_by_inversion():
     """The prompt is read at once and each token alone; token n is where the cumulated probabilities pass number n."""
     model = bigram(6)
@@ -261,7 +275,7 @@ def test_temperature_zero_takes_the_likeliest():
 
 
 WRONG = [{"length": 0}, {"temperature": -1.0}, {"top_k": -1}, {"seed": -1}, {"top_p": 0.0}, {"top_p": 1.1},
-         {"repetition_penalty": 0.0}]  # fmt: skip
+         {"repetition_penalty": 0.0}, {"weights": "int4"}]  # fmt: skip
 
 
 @pytest.mark.parametrize("changes", WRONG)

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from etude.nn import generation
+from etude.nn.attention import attend
 from etude.nn.lowbit import TiedHead
 
 
@@ -94,17 +95,17 @@ class Attention(nn.Module):
         self.qkv, self.out = nn.Linear(config.width, 3 * config.width), nn.Linear(config.width, config.width)
 
     def forward(self, x: Tensor, mask: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
-        """`mask` (B or 1, 1, T, S) is True where a token looks; None: at all before it, and itself."""
+        """`mask` (B, 1, T, S) or (T, S) is True where a token looks; None: at all before it, and itself."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
-        y = F.scaled_dot_product_attention(
+        y = attend(
             q,
             k.to(q.dtype),
             v.to(q.dtype),
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask is None and q.shape[2] > 1,
+            mask=mask,
+            causal=mask is None and q.shape[2] > 1,
+            dropout=self.dropout if self.training else 0.0,
         )
         return self.out(y.transpose(1, 2).flatten(2))
 
@@ -179,15 +180,15 @@ class GPT(nn.Module):
         return self.norm(x)
 
     def masks(self, places: Tensor, padding: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Where tokens at `places` (T,) may look, in dense layers and in banded ones: (B or 1, 1, T, S), or None where
-        it is at all before them."""
+        """Where tokens at `places` (T,) may look, in dense layers and in banded ones: (T, S), with `padding`
+        (B, 1, T, S), or None where it is at all before them."""
         past, end, window = int(places[0]), int(places[-1]) + 1, self.config.window
         plain = padding is None and (past == 0 or len(places) == 1)
         banded = 0 < window < end
         if plain and not banded:
             return None, None
         keys = torch.arange(end, device=places.device)
-        look = (keys <= places[:, None])[None, None]
+        look = keys <= places[:, None]
         if padding is not None:  # a place without a token looks at itself, since somewhere it must
             look = look & ((keys >= padding[:, None])[:, None, None] | (keys == places[:, None]))
         near = look & (keys > places[:, None] - window) if banded else look

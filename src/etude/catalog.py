@@ -133,7 +133,7 @@ SYSTEMS = (
         module="etude.language.transformer",
         sizes=("transformer-base", "transformer-big"),
         layouts=("transformers",),
-        recipes=("transformer.en_de",),
+        recipes=("transformer.en_de", "transformer.en_fr", "transformer.en_zh", "transformer.big_en_de"),
         summary="Translation by attention alone: encoder and decoder, of any depth",
         studies=("transformer.depth",),
     ),

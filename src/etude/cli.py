@@ -396,7 +396,7 @@ def _data_path(parser: argparse.ArgumentParser) -> None:
 def eval_(arguments: list[str]) -> int:
     """Measure a run's weights over a split of its data, or of other data of this kind (--data-path).
 
-    The recipe's other fields may be changed too: --eval-batch-size 8, --data.context 448.
+    The recipe's other fields may be changed too: --task.beam 8, --data.context 448, --eval-batch-size 8.
     """
     parser = _parser("eval")
     parser.add_argument("run", help="the run directory")
@@ -405,14 +405,18 @@ def eval_(arguments: list[str]) -> int:
     _data_path(parser)
     options, others = parser.parse_known_args(arguments)
     import etude
+    from etude.engine.evaluate import numbers
 
     run = etude.open(options.run)
     changes = _changes(run.recipe, others)
-    values = run.evaluate(options.split, device=options.device, data_path=options.data_path, changes=changes)
+    measured = run.measure(options.split, device=options.device, data_path=options.data_path, changes=changes)
+    values, notes = numbers(measured), run.recipe.with_(**changes).task.notes(measured)
     if options.json:
-        _json({"run": str(run.path), "recipe": run.recipe.name, "split": options.split, "eval": values})
+        document = {"run": str(run.path), "recipe": run.recipe.name, "split": options.split, "eval": values}
+        _json(document | ({"notes": notes} if notes else {}))
     else:
-        _table([[name, f"{value:.6g}"] for name, value in values.items()])
+        rows = [[name, f"{value:.6g}", notes.get(name, "")] for name, value in values.items()]
+        _table(rows + [[name, note, ""] for name, note in notes.items() if name not in values])
     return 0
 
 
@@ -420,9 +424,11 @@ def _changes(recipe: Recipe, words: list[str]) -> dict[str, Any]:
     """Flags that name fields of how a run is measured -> {"data.context": 448}."""
     import ast
 
-    known = ["--eval-batch-size", *_flag_names(recipe.data, "--data.")]
+    known = ["--eval-batch-size", *_flag_names(recipe.data, "--data."), *_flag_names(recipe.task, "--task.")]
     changes: dict[str, Any] = {}
-    pairs = iter(part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word]))
+    parts = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    alone = {i for i, (a, b) in enumerate(pairwise([*parts, "--"])) if a.startswith("--") and b.startswith("--")}
+    pairs = iter([word for i, part in enumerate(parts) for word in ([part, "True"] if i in alone else [part])])
     for flag in pairs:
         if flag not in known:
             raise UsageError(
@@ -444,7 +450,9 @@ def predict(arguments: list[str]) -> int:
     parser.add_argument("run", help="the run directory")
     parser.add_argument("inputs", nargs="*", help="files or folders of pictures, texts, ...: what the run's data takes")
     parser.add_argument("--samples", type=int, default=0, help="take this many samples of the test split instead")
-    parser.add_argument("--save", metavar="DIR", default=None, help="write each answer to a file there")
+    parser.add_argument(
+        "--save", metavar="DIR", default=None, help="write each answer to a file there; of translated lines, the file"
+    )
     parser.add_argument(
         "--stream", action="store_true", help="show a text while it is written, as a terminal does with one input"
     )
@@ -461,6 +469,8 @@ def predict(arguments: list[str]) -> int:
     else:
         inputs = run.recipe.data.open().samples("test", options.samples)
     asked = {name: getattr(options, name) for name in choices if getattr(options, name) is not None}
+    if run.recipe.task.by_line and options.save and isinstance(inputs[0][1], Path) and not Path(options.save).is_dir():
+        return _answer_lines(run, [raw for _, raw in inputs], options, asked)
     plain = not options.json and not options.save
     if options.stream and not plain:
         raise UsageError("--stream shows a text while it is written; it goes with neither --json nor --save")
@@ -494,6 +504,34 @@ def predict(arguments: list[str]) -> int:
     for _, error in errors:
         _complain(error)
     return 2 if errors else 0
+
+
+def _answer_lines(run: Run, files: list[Any], options: argparse.Namespace, asked: dict[str, Any]) -> int:
+    """A file's lines into the file --save, resumable."""
+    if len(files) > 1:
+        raise UsageError(f"--save {options.save} takes the lines of one file, not of {len(files)}", hint="--save DIR/")
+    from etude.engine.lines import answer
+
+    with _bar("lines") as progress:
+        count = answer(run, files[0], Path(options.save), device=options.device, progress=progress, **asked)
+    document = {"run": str(run.path), "lines": count, "saved": options.save}
+    _json(document) if options.json else _table([["lines", f"{count:,}"], ["saved", options.save]])
+    return 0
+
+
+@contextlib.contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on stderr; nothing where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _stream(run: Run, inputs: list[tuple[str, Any]], device: str, asked: dict[str, Any]) -> int:

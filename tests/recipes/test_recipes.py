@@ -25,6 +25,7 @@ from etude.data.corpus import Corpus
 from etude.data.graphs import Graph
 from etude.data.images import Images
 from etude.data.masked import Masked
+from etude.data.pairs import Pairs
 from etude.data.sentences import Sentences
 from etude.data.text import Text
 from etude.data.tokenizers import WORDPIECE_SPECIAL
@@ -116,6 +117,16 @@ def write_ztext(folder: Path) -> None:
         (folder / f"{name}.bzs").write_bytes(b"".join(records))
 
 
+def write_pairs(folder: Path, source: str) -> None:
+    """Each word has its translation, and the order is kept: enough for a loss to fall."""
+    rng = np.random.default_rng(0)
+    words = "file window open close menu click the print table cell".split()  # noqa: SIM905
+    for split, count in (("train", 200), ("validation", 12), ("test", 12)):
+        lines = [rng.choice(words, rng.integers(2, 7)).tolist() for _ in range(count)]
+        for language, side in zip(source.split("-"), (lines, [[word[::-1] for word in line] for line in lines])):
+            (folder / f"{split}.{language}").write_text("".join(" ".join(line) + "\n" for line in side))
+
+
 def write_reviews(folder: Path) -> None:
     """Sentences in which one word tells the class, rated from -4 to 4."""
     rng = np.random.default_rng(0)
@@ -159,6 +170,16 @@ def small(name: str, folder: Path) -> Recipe:
         if recipe.data.source != "karate":
             write_graph(folder, recipe.data.source, recipe.model.in_features, recipe.model.num_classes)
             changes["data.path"] = str(folder)
+        return recipe.with_(**changes)
+    if isinstance(recipe.data, Pairs):
+        write_pairs(folder, recipe.data.source)
+        changes |= {"data.path": str(folder), "data.vocab_size": 300, "model.vocab_size": 300, "model.width": 32}
+        changes |= {"model.depth": 2, "model.num_heads": 2, "model.ffn": 64, "batch_size": 200, "task.beam": 2}
+        changes = (
+            {"average": min(3, recipe.average)}
+            | changes
+            | ({"schedule.warmup": 100} if recipe.schedule.name == "noam" else {})
+        )
         return recipe.with_(**changes)
     if isinstance(recipe.data, Corpus):
         write_ztext(folder)

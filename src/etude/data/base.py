@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -35,6 +36,10 @@ class Data(ABC):
     def read(self, words: Sequence[str]) -> list[tuple[str, Any]]:
         """What is named on a command line -> (name, raw input) each: files, texts, numbers, as suits the data."""
         return [(word, word) for word in words]
+
+    def lines(self, path: Path) -> list[str]:
+        """The lines of a file of inputs, for tasks that answer them one by one."""
+        raise UsageError(f"{path}: this data is not read line by line")
 
     @abstractmethod
     def collate(self, samples: list[Tensor]) -> Batch:

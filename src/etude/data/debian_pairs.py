@@ -35,7 +35,9 @@ PROPORTION = {"de": (0.5, 2.2), "fr": (0.5, 2.2), "zh": (0.12, 1.0)}
 """Characters of the target for each of the source."""
 SLACK = 12
 """Characters by which lengths may be out of proportion: short labels vary."""
-ENGLISH = frozenset(["the", "of", "and", "is", "are", "to", "for", "with", "this", "that", "you", "can", "from", "or", "be", "by", "which", "your"])
+ENGLISH = frozenset(
+    "the of and is are to for with this that you can from or be by which your".split()  # noqa: SIM905
+)
 """Words that neither German nor French has, or has rarely."""
 CJK = re.compile(r"[\u4e00-\u9fff]")
 LARGEST = 1_000_000_000
@@ -45,8 +47,8 @@ LARGEST = 1_000_000_000
 def make(target: str, folder: Path, progress: Progress | None = None) -> None:
     """Write pairs.tsv into `folder`, which ends up with nothing else: English and `target` ("de", "fr", "zh").
 
-    Downloads with apt-get into `folder`; the machine's own lists and packages stay as they are. MissingError where there
-    is no apt, or it reaches no archive.
+    Downloads with apt-get into `folder`; the machine's own lists and packages stay as they are. MissingError where
+    there is no apt, or it reaches no archive.
     """
     for tool in ("apt-get", "dpkg-deb"):
         if not shutil.which(tool):
@@ -96,7 +98,11 @@ def help_texts(work: Path, language: str) -> list[Pair]:
         _run(["dpkg-deb", "-x", archive.name, name], work)
         sides.append(dict(_elements(work / name)))
     english, translated = sides
-    return [(document, english[document, i], translated[document, i]) for document, i in english if (document, i) in translated]
+    return [
+        (document, english[document, i], translated[document, i])
+        for document, i in english
+        if (document, i) in translated
+    ]
 
 
 ELEMENT = re.compile(r'<(p|h[1-6])\b[^>]*\bid="([^"]+)"[^>]*>(.*?)</\1>', re.DOTALL)
@@ -123,40 +129,29 @@ def plain(inner: str) -> str:
 # ---------------------------------------------------------------- descriptions of packages
 
 
-def update(work: Path, languages: str) -> Path:
-    """The folder below `work` into which apt's lists of packages and of their descriptions are downloaded."""
+def description_texts(work: Path, language: str) -> list[Pair]:
+    """All pairs of the descriptions, from lists that are downloaded to `work`."""
     lists = work / "lists"
     (lists / "partial").mkdir(parents=True)
     options = [
         f"Dir::State::Lists={lists}",
-        f"Acquire::Languages={languages}",
+        f"Acquire::Languages=en,{language}",
         "Dir::Cache::pkgcache=",
         "Dir::Cache::srcpkgcache=",
     ]
-    _run(["apt-get", *(word for option in options for word in ("-o", option)), "update"], work)
-    return lists
-
-
-def source_packages(lists: Path) -> dict[str, str]:
-    """Package -> the source package that it is built from."""
+    settings = [word for option in options for word in ("-o", option)]
+    _run(["apt-get", *settings, "update"], work)
     sources: dict[str, str] = {}
-    for record in listed(lists, "*_Packages*"):
+    for record in _lists(lists, "*_Packages*"):
         sources[record.get("Package", "")] = record.get("Source", record.get("Package", "")).split(" ")[0]
-    return sources
-
-
-def description_texts(work: Path, language: str) -> list[Pair]:
-    """All pairs of the descriptions, from lists that are downloaded to `work`."""
-    lists = update(work, f"en,{language}")
-    sources = source_packages(lists)
     field = f"Description-{language}"
     texts = {
         record["Description-md5"]: record[field]
-        for record in listed(lists, f"*_Translation-{language.replace('_', '%5f')}*")
+        for record in _lists(lists, f"*_Translation-{language.replace('_', '%5f')}*")
         if field in record and "Description-md5" in record
     }
     pairs: list[Pair] = []
-    for record in listed(lists, "*_Translation-en*"):
+    for record in _lists(lists, "*_Translation-en*"):
         translated = texts.pop(record.get("Description-md5", ""), None)
         if translated is not None:
             document = "package " + sources.get(record["Package"], record["Package"])
@@ -164,7 +159,7 @@ def description_texts(work: Path, language: str) -> list[Pair]:
     return pairs
 
 
-def listed(folder: Path, pattern: str) -> Iterator[dict[str, str]]:
+def _lists(folder: Path, pattern: str) -> Iterator[dict[str, str]]:
     """The records of apt's lists of this name, however they are compressed."""
     for file in sorted(folder.glob(pattern)):
         command = ["/usr/lib/apt/apt-helper", "cat-file", str(file)]

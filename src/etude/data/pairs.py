@@ -49,6 +49,8 @@ class Pairs(Data):
     What has no validation or test part gets them by document, or where there are none by sentence."""
     vocab_size: int = 8000
     """Tokens of the joint byte-level BPE that is learned on both sides of the training split."""
+    vocabulary: str = ""
+    """A tokenizer.json to take instead, such as a run's."""
     longest: int = 128
     """Tokens of a side; longer pairs are left out of training, never out of an evaluation."""
     validation: float = 0.02
@@ -86,9 +88,20 @@ class Pairs(Data):
         """Read the pairs, learn the vocabulary or find it where it was kept, and number the tokens."""
         return PairsDataset(self)
 
+    def reopen(self, facts: dict[str, Any]) -> "PairsDataset":
+        """These pairs in a run's own tokens. Other pairs than the run's are all the test part, as nothing was learned
+        from them; of a folder, its test files."""
+        tokenizer = tokenizers.from_json(facts["files"][tokenizers.FILE], where="the run's tokenizer.json")
+        own = facts.get("source") == (self.path or self.source)
+        return PairsDataset(self, tokenizer, None if own else {"test": load_all(self)})
+
     def read(self, words: Sequence[str]) -> list[tuple[str, str | Path]]:
         """A file's name stands for the lines that the file holds, anything else for itself."""
         return [(word, Path(word) if _is_file(word) else word) for word in words]
+
+    def lines(self, path: Path) -> Texts:
+        """The lines of a file. UsageError where it is empty, no UTF-8, or has a line that is too long."""
+        return lines_of(path)
 
     def prepare(self, raw: Any) -> Tensor:
         """A sentence -> (S,) ids with the end token. Reads the whole data for its vocabulary; a run keeps that."""
@@ -118,7 +131,9 @@ def load(data: Pairs) -> dict[str, tuple[Texts, Texts]]:
     prefix = f"{path}/" if path.is_dir() else f"{path}."
     files = {split: tuple(Path(f"{prefix}{split}.{language}") for language in data.languages) for split in SPLITS}
     parts = {
-        split: _aligned(*both) for split, both in files.items() if both[0].is_file() or (split == "train" and path.is_dir())
+        split: _aligned(*both)
+        for split, both in files.items()
+        if both[0].is_file() or (split == "train" and path.is_dir())
     }
     if "train" not in parts:
         raise MissingError(
@@ -130,7 +145,20 @@ def load(data: Pairs) -> dict[str, tuple[Texts, Texts]]:
     if "test" in parts and ("validation" in parts or data.validation == 0):
         return {split: (list(a), list(b)) for split, (a, b) in parts.items()}
     own = [(text, text, translation) for text, translation in zip(*parts.pop("train"))]
-    return _split(own, data, str(files["train"][0]), taken=tuple(parts)) | {s: (list(a), list(b)) for s, (a, b) in parts.items()}
+    return _split(own, data, str(files["train"][0]), taken=tuple(parts)) | {
+        s: (list(a), list(b)) for s, (a, b) in parts.items()
+    }
+
+
+def load_all(data: Pairs) -> tuple[Texts, Texts]:
+    """All sources and targets of a table; of a folder, those of test.*, or train.* where there are none."""
+    path = Path(data.path).expanduser() if data.path else fetch.path(_known(data.source)) / debian_pairs.FILE
+    if path.is_file():
+        rows = _tsv(path)
+        return [text for _, text, _ in rows], [translation for _, _, translation in rows]
+    prefix = f"{path}/" if path.is_dir() else f"{path}."
+    files = [tuple(Path(f"{prefix}{split}.{language}") for language in data.languages) for split in ("test", "train")]
+    return _aligned(*next((both for both in files if both[0].is_file()), files[0]))
 
 
 def _known(source: str) -> str:
@@ -240,8 +268,9 @@ def encode(tokenizer: Tokenizer, texts: Texts) -> tuple[list[NDArray[np.int64]],
 def special(tokenizer: Tokenizer) -> dict[str, int]:
     """The ids of padding, begin and end."""
     names = {"padding": PADDING, "begin": BEGIN, "end": END}
-    ids = {name: tokenizer.token_to_id(token) for name, token in names.items()}
-    if lacking := [names[name] for name, found in ids.items() if found is None]:
+    found = {name: tokenizer.token_to_id(token) for name, token in names.items()}
+    ids = {name: number for name, number in found.items() if number is not None}
+    if lacking := [token for name, token in names.items() if name not in ids]:
         raise UsageError(f"the vocabulary is of another kind: it has no {', '.join(lacking)}")
     return ids
 
@@ -288,21 +317,26 @@ class PairsDataset(Dataset):
     a sum over its tokens, is multiplied so that a mean over the batch's pairs, parts and processes is the mean over its
     tokens; in evaluation "translated": (B,), whether the pair counts for BLEU."""
 
-    def __init__(self, data: Pairs):
+    def __init__(
+        self, data: Pairs, tokenizer: Tokenizer | None = None, texts: dict[str, tuple[Texts, Texts]] | None = None
+    ):
+        """`tokenizer` and `texts`: a run's own, and what it is measured on, where these are given."""
         self.data = data
-        self.texts = load(data)
-        self.tokenizer = joint_bpe(self.texts["train"], data.vocab_size)
+        self.texts = texts or load(data)
+        given = data.vocabulary and tokenizers.read(Path(data.vocabulary).expanduser())
+        self.tokenizer = tokenizer or given or joint_bpe(self.texts["train"], data.vocab_size)
         self._sides = {s: tuple(_side(self.tokenizer, side) for side in both) for s, both in self.texts.items()}
-        longer = np.maximum(*(side.lengths for side in self._sides["train"]))
+        learned = self._sides.get("train") or self._sides["test"]
+        longer = np.maximum(*(side.lengths for side in learned))
         self._kept = np.flatnonzero(longer <= data.longest)
-        if len(self._kept) < data.multiple:
+        if len(self._kept) < data.multiple and "train" in self.texts:
             raise UsageError(
                 f"{data.path or data.source}: {len(self._kept):,} of {len(longer):,} training pairs have at most "
                 f"{data.longest} tokens a side, and a batch takes {data.multiple}",
                 hint="--data.longest 512, or more pairs",
             )
         self._longer = longer[self._kept]
-        self.sizes = {s: len(a) for s, (a, _) in self.texts.items()} | {"train": len(self._kept)}
+        self.sizes = {s: len(self._kept) if s == "train" else len(a) for s, (a, _) in self.texts.items()}
         tokens = {s: [len(side.ids) for side in sides] for s, sides in self._sides.items()}
         self.facts = {
             "source": data.path or data.source,
@@ -336,7 +370,7 @@ class PairsDataset(Dataset):
         return places * wanted // size != (places + 1) * wanted // size
 
     def batch(self, *, seed: int, step: int, batch_size: int, rank: int = 0, world: int = 1) -> Batch:
-        """This process's share of the batch of `step`: every `world`-th of its pairs, so that lengths are shared out."""
+        """This process's share of the batch of `step`: every `world`-th of its pairs, of all lengths."""
         if self.data.multiple % world:
             raise UsageError(
                 f"a batch holds a multiple of {self.data.multiple} pairs, which do not divide over {world} processes",
@@ -347,6 +381,10 @@ class PairsDataset(Dataset):
         batch = self.fetch("train", chosen[rank::world], epochs=epoch, seed=seed)
         tokens = self._sides["train"][1].lengths[self._kept[chosen]].sum()
         return batch | {"weight": torch.full((len(chosen) // world,), len(chosen) / tokens)}
+
+    def stretch(self, *, seed: int, start: int, batch_size: int, rank: int = 0, world: int = 1) -> Batch:
+        """Refused: where a batch that is counted in tokens begins depends on those before it."""
+        raise UsageError("batches of pairs are counted in tokens, and their size cannot ramp", hint="--ramp.first 0")
 
     def _epoch(self, seed: int, step: int, batch_size: int) -> int:
         """The epoch that a step is in; notes where each begins."""
@@ -368,7 +406,7 @@ class PairsDataset(Dataset):
             batches += _cut(members, self._longer[members], batch_size, multiple)
         return [batches[i] for i in order.permutation(seed, epoch, len(batches))]
 
-    def epochs(self, step: int, batch_size: int) -> float:
+    def epochs(self, step: float, batch_size: int) -> float:
         """How many epochs the batches before `step` make up, by the tokens of the longer sides."""
         return step * batch_size / self._longer.sum()
 

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from etude.data.base import Batch
 from etude.engine import causes, health
+from etude.errors import UsageError
 from etude.tasks.base import LossFn
 
 
@@ -105,6 +106,11 @@ def split_batch(batch: Batch, parts: int) -> list[Batch]:
     """A batch as the parts that are accumulated."""
     if parts == 1:
         return [batch]
+    for name, value in batch.items():
+        if len(value) % parts:
+            raise UsageError(
+                f"a batch of {len(value)} samples ({name}) does not divide into {parts} parts", hint="--accumulate 1"
+            )
     chunks = {name: value.chunk(parts) for name, value in batch.items()}
     return [{name: chunk[i] for name, chunk in chunks.items()} for i in range(parts)]
 

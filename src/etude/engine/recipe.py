@@ -167,8 +167,8 @@ class Recipe:
             raise UsageError(f"ema is {self.ema}; the decay must lie between 0 and 1", hint="--ema 0.999")
         if self.average < 0 or self.average > self.keep or (self.average and self.save_every is None):
             raise UsageError(
-                f"average is {self.average}, with keep {self.keep} and save_every {self.save_every}: that many checkpoints "
-                "must be kept, a number of steps apart",
+                f"average is {self.average}, with keep {self.keep} and save_every {self.save_every}: so many "
+                "checkpoints must be kept, a number of steps apart",
                 hint=f"--keep {max(self.average, self.keep)} --save-every {max(1, self.steps // 20)}",
             )
         if self.average and self.ema is not None:

@@ -23,6 +23,7 @@ from etude.engine.parallel import World
 from etude.engine.precision import Resolved, autocast, computes_bf16, pick_device
 from etude.engine.recipe import Recipe, check
 from etude.errors import MissingError, RefusedError, UsageError, nearest
+from etude.tasks.metrics import Metric
 
 
 def version() -> str:
@@ -218,6 +219,13 @@ class Run:
                 return
             yield piece
 
+    def answers(self, lines: list[str], *, device: str = "auto", **ask: Any) -> list[str]:
+        """A line's answer each, as one line, of a task that answers lines (`Task.by_line`); an empty one's is empty."""
+        given = [line for line in lines if line.strip()]
+        found: Any = self.predict(*given, device=device, **ask) if given else []
+        results: Iterator[Any] = iter([found] if len(given) == 1 else found)
+        return [" ".join(next(results).row()[0].split()) if line.strip() else "" for line in lines]
+
     def _asked(self, ask: dict[str, Any]) -> Any:
         """What is asked for, as the task's own type."""
         task = self.recipe.task
@@ -240,13 +248,24 @@ class Run:
         """The task's measures of the kept weights over a split: what result.json says, measured again. Of other data,
         where `data_path` says so; `changes` are those of the recipe's other fields that bear on measuring, by name:
         {"data.context": 448}."""
+        return numbers(self.measure(split, device=device, data_path=data_path, changes=changes))
+
+    def measure(
+        self,
+        split: str = "test",
+        *,
+        device: str = "auto",
+        data_path: str | None = None,
+        changes: dict[str, Any] | None = None,
+    ) -> dict[str, Metric]:
+        """`evaluate`, with what it counted."""
         recipe = self.recipe.with_(**{} if data_path is None else {"data.path": data_path}, **(changes or {}))
         dataset = recipe.data.reopen(self.facts)
         if split not in dataset.sizes:
             raise UsageError(f"there is no split {split!r}; there are {', '.join(dataset.sizes)}")
         model = self.model(device)
         place = next(model.parameters()).device
-        return numbers(measure(model, recipe, dataset, split, world=World(place), precision=self.precision(place)))
+        return measure(model, recipe, dataset, split, world=World(place), precision=self.precision(place))
 
     def report(self) -> Path:
         """Write report.html anew from the run's files."""

@@ -1,5 +1,6 @@
 """Attention between a source and its translation, drawn: a row of a grid for each target token, dark where it looks."""
 
+import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 CELL, MARGIN, SIZE = 26, 12, 15
+FONTS = ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "LiberationSans-Regular.ttf", "Arial.ttf", "Arial Unicode.ttf")
+"""Tried in this order; only the first has Chinese."""
 DARK, LIGHT, INK = (16, 84, 138), (255, 255, 255), "#1f2328"
 
 
@@ -24,20 +27,28 @@ class Alignment:
     @property
     def caption(self) -> str:
         """What the picture shows."""
-        return f"decoder layer {self.layer} of {self.layers}, mean over heads; rows: the translation's tokens, each before it is written"
+        what = f"decoder layer {self.layer} of {self.layers}, mean over heads"
+        return f"{what}: a row for each token of the translation, dark where it looked before it was written"
 
 
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Matplotlib's, which has accents, Greek and Cyrillic."""
-    from matplotlib import get_data_path
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-    return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
+
+def font(size: int) -> tuple[Font, bool]:
+    """A font of this machine, and whether it has letters beyond ASCII: Pillow's own has not."""
+    for name in FONTS:
+        try:
+            return ImageFont.truetype(name, size), True
+        except OSError:
+            continue
+    return ImageFont.load_default(size), False
 
 
 def drawn(alignment: Alignment) -> Image.Image:
     """The grid, source tokens above it, target tokens to its left."""
-    letters = font(SIZE)
-    source, target = ([_shown(token) for token in tokens] for tokens in (alignment.source, alignment.target))
+    letters, accents = font(SIZE)
+    sides = (alignment.source, alignment.target)
+    source, target = ([_shown(tokens, i, accents) for i in range(len(tokens))] for tokens in sides)
     left = MARGIN + max(int(letters.getlength(token)) for token in target) + 8
     top = MARGIN + max(int(letters.getlength(token)) for token in source) + 8
     sheet = Image.new("RGB", (left + CELL * len(source) + MARGIN, top + CELL * len(target) + MARGIN), "white")
@@ -55,8 +66,9 @@ def drawn(alignment: Alignment) -> Image.Image:
     return sheet
 
 
-def _shown(token: str) -> str:
-    """A token that begins a word without its space, one that goes on with a word with a dot before it."""
-    if token.startswith("<") and token.endswith(">"):
-        return token
-    return token[1:] if token.startswith(" ") else f"·{token}"
+def _shown(tokens: tuple[str, ...], i: int, accents: bool) -> str:
+    """A token without its space; a dot before one that goes on with a word."""
+    token = tokens[i]
+    inside = i > 0 and token[:1].isalnum() and tokens[i - 1][-1:].isalnum()
+    text = f"·{token}" if inside else token.strip() or "␣"
+    return text if accents else "".join(unicodedata.normalize("NFD", c)[0] if ord(c) > 126 else c for c in text)

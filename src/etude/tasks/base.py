@@ -66,6 +66,8 @@ class Task:
     higher_is_better: ClassVar[bool] = False
     ask: ClassVar[type[Ask]] = Ask
     """What can be asked of `predict` besides its inputs."""
+    by_line: ClassVar[bool] = False
+    """Whether a file is answered line by line (`Data.lines`), the first cell of each answer's row being its line."""
     streams: ClassVar[bool] = False
     """Whether answers are texts that can be read while they are made: `stream` is defined."""
 

@@ -23,6 +23,8 @@ from etude.tasks.base import Ask, Block, LossLogs, Task
 from etude.tasks.bleu import BLEU, ChrF, Tokens
 from etude.tasks.metrics import Mean, Metric
 
+Network = Any
+"""A module like `Transformer`, with its `config`, `packed`, `generate` and `attention`, which `nn.Module` lacks."""
 Penalty = Literal["length", "gnmt"]
 Smoothing = Literal["torch", "fairseq"]
 MOST_TOKENS = 2000
@@ -95,8 +97,8 @@ class Looked(Metric):
 
 @dataclass(frozen=True)
 class Translate(Task):
-    """Teacher forcing with label smoothing. The model is one like `Transformer`, with `config`, `packed`, `generate` and
-    `attention`; batches are those of `Pairs`."""
+    """Teacher forcing with label smoothing. The model is one like `Transformer`, with `config`, `packed`, `generate`
+    and `attention`; batches are those of `Pairs`."""
 
     measure: ClassVar[str] = "bleu"
     higher_is_better: ClassVar[bool] = True
@@ -106,7 +108,7 @@ class Translate(Task):
     smoothing: float = 0.1
     """epsilon: the share of the target's probability that is spread over the vocabulary."""
     smoothing_by: Smoothing = "torch"
-    """Whether it is spread over all V tokens ("torch": Szegedy et al., 2015) or over the V - 1 wrong ones ("fairseq")."""
+    """Whether it is spread over all V tokens ("torch": Szegedy et al., 2015) or the V - 1 wrong ones ("fairseq")."""
     beam: int = 4
     length_penalty: float = 0.6
     penalty: Penalty = "gnmt"
@@ -184,7 +186,11 @@ class Translate(Task):
         if not rows:
             return []
         shown = [rows[i * len(rows) // min(SHOWN, len(rows))] for i in range(min(SHOWN, len(rows)))]
-        said = [f"{name} {measured[name].value():.2f}   {note}" for name, note in self.notes(measured).items() if name in measured]
+        said = [
+            f"{name} {measured[name].value():.2f}   {note}"
+            for name, note in self.notes(measured).items()
+            if name in measured
+        ]
         blocks: list[Block] = [
             {"kind": "text", "title": f"{len(rows):,} translations of {split}", "text": "\n".join(said)},
             {
@@ -219,9 +225,7 @@ class Translate(Task):
             results.append(Document(str(raw), done) if isinstance(raw, Path) else done[0])
         return results
 
-    def _translated(
-        self, model: nn.Module, texts: list[str], tokenizer: Tokenizer, ask: Search
-    ) -> list["Translation"]:
+    def _translated(self, model: nn.Module, texts: list[str], tokenizer: Tokenizer, ask: Search) -> list["Translation"]:
         """Translations in the order of the texts, those of about one length searched for together."""
         for text in texts:
             if len(text) > LONGEST_LINE:
@@ -247,9 +251,7 @@ class Translate(Task):
                 results[i] = Translation(texts[i], text, score, looked)
         return list(results.values())
 
-    def _search(
-        self, model: nn.Module, source: Tensor, lengths: Tensor, ask: Search
-    ) -> list[tuple[list[int], float]]:
+    def _search(self, model: Network, source: Tensor, lengths: Tensor, ask: Search) -> list[tuple[list[int], float]]:
         """The best hypothesis of each source, without the end token, and its score."""
         mask = torch.arange(source.shape[1], device=source.device) < lengths[:, None]
         found = model.generate(
@@ -275,7 +277,7 @@ def smoothed(logits: Tensor, labels: Tensor, epsilon: float, by: Smoothing) -> T
     return F.cross_entropy(logits, labels, label_smoothing=share, reduction="none")
 
 
-def _scored(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def _scored(model: Network, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (N, V) of the target's N tokens, the tokens (N,), and whose they are (N,)."""
     source, target = batch["source"], batch["target"]
     src_mask = torch.arange(source.shape[1], device=source.device) < batch["source_length"][:, None]
@@ -286,11 +288,14 @@ def _scored(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return logits, packing.pack(target), packing.sequence
 
 
-def _differs(model: nn.Module, tokenizer: Tokenizer) -> tuple[str, str] | None:
+def _differs(model: Network, tokenizer: Tokenizer) -> tuple[str, str] | None:
     """What of a model's vocabulary is not the tokenizer's, and the remedy."""
     config, size = model.config, tokenizer.get_vocab_size()
     if config.vocab_size != size:
-        return f"the model has {config.vocab_size:,} tokens in its vocabulary, the data {size:,}", f"--model.vocab-size {size}"
+        return (
+            f"the model has {config.vocab_size:,} tokens in its vocabulary, the data {size:,}",
+            f"--model.vocab-size {size}",
+        )
     for name, wanted in special(tokenizer).items():
         if (found := getattr(config, name)) != wanted:
             return f"the model's {name} token is {found}, the data's {wanted}", f"--model.{name} {wanted}"
@@ -305,7 +310,7 @@ def _sentence(raw: Any) -> str:
     return " ".join(raw.split())
 
 
-def _aligned(model: nn.Module, source: Tensor, ids: list[int], tokenizer: Tokenizer) -> Alignment:
+def _aligned(model: Network, source: Tensor, ids: list[int], tokenizer: Tokenizer) -> Alignment:
     """Where the decoder looked for each token, the mean over the heads of its last layer but one."""
     begin = torch.tensor([model.config.begin, *ids[:-1]], device=source.device)
     weights = model.attention(source, begin)

@@ -63,6 +63,7 @@ def _writing(kind: str, target: float) -> Contest:
     def peer() -> None:
         nonlocal expected
         asked = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": WRITTEN, "do_sample": False}
+        assert theirs is not None
         expected = theirs.generate(prompt, pad_token_id=0, eos_token_id=None, **asked)[:, PROMPT:].cpu()
 
     def ours() -> None:

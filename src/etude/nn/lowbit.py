@@ -59,7 +59,7 @@ class Int8Linear(nn.Module):
             y = torch._weight_int8pack_mm(rows, self.weight, self.ones)
         else:  # bf16 holds whole numbers up to 256 exactly
             y = nn.functional.linear(rows, self.weight.to(torch.bfloat16))
-        return torch.addcmul(self.bias, y.float(), self.scale).unflatten(0, x.shape[:-1])
+        return torch.addcmul(self.bias, y, self.scale).unflatten(0, x.shape[:-1])
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -199,6 +199,11 @@ def test_other_misuse(tmp_path):
         Pairs(path=str(tmp_path / "nowhere")).open()
     with pytest.raises(UsageError, match="at most 2 tokens"):
         Pairs(path=str(tmp_path / "own.tsv"), vocab_size=300, longest=2, test=0.1, validation=0.1).open()
-    for wrong in ({"source": "en"}, {"test": 0.0}, {"longest": 1}, {"validation": 0.99}):
+    for wrong in (
+        lambda: Pairs(source="en"),
+        lambda: Pairs(test=0.0),
+        lambda: Pairs(longest=1),
+        lambda: Pairs(validation=0.99),
+    ):
         with pytest.raises(UsageError):
-            Pairs(**wrong)
+            wrong()

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from etude.engine import lines
+from etude.engine.run import Run
 from etude.errors import EtudeError, MissingError, RefusedError, UsageError
 
 
@@ -40,6 +42,11 @@ class Upper:
         return [f"{line.upper()}{len(group)}{ask.get('end', '')}" for line in group]
 
 
+def answer(run: Any, source: Path, out: Path, **options: Any) -> int:
+    """`lines.answer` of a stand-in for a run."""
+    return lines.answer(cast(Run, run), source, out, **options)
+
+
 @pytest.fixture
 def source(tmp_path, monkeypatch):
     monkeypatch.setattr(
@@ -52,64 +59,66 @@ def source(tmp_path, monkeypatch):
 
 def test_whole_and_resumed_jobs_are_the_same_bytes(tmp_path, source):
     shown: list[tuple[int, int]] = []
-    assert lines.answer(Upper(), source, tmp_path / "whole", progress=lambda a, b: shown.append((a, b))) == 100
+    assert answer(Upper(), source, tmp_path / "whole", progress=lambda a, b: shown.append((a, b))) == 100
     whole = (tmp_path / "whole").read_bytes()
     assert whole.count(b"\n") == 100 and shown == [(0, 100), (32, 100), (64, 100), (96, 100), (100, 100)]
     with pytest.raises(KeyboardInterrupt):
-        lines.answer(Upper(dies=3), source, tmp_path / "out")
+        answer(Upper(dies=3), source, tmp_path / "out")
     part = tmp_path / "out.part"
     assert part.read_bytes().count(b"\n") == 64 and not (tmp_path / "out").exists()
     again = Upper()
-    lines.answer(again, source, tmp_path / "out")
+    answer(again, source, tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == whole and again.calls == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out", "whole"]
 
 
 @pytest.mark.parametrize("cut", [0, 1, 7, 11, 200, 333, 500, 901])
 def test_a_part_that_was_cut_at_any_byte(tmp_path, source, cut):
-    lines.answer(Upper(), source, tmp_path / "whole")
+    answer(Upper(), source, tmp_path / "whole")
     whole = (tmp_path / "whole").read_bytes()
     with pytest.raises(KeyboardInterrupt):
-        lines.answer(Upper(dies=1), source, tmp_path / "out")
+        answer(Upper(dies=1), source, tmp_path / "out")
     (tmp_path / "out.part").write_bytes(whole[:cut])
-    lines.answer(Upper(), source, tmp_path / "out")
+    answer(Upper(), source, tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == whole
 
 
 def test_lines_of_another_job_are_not_joined(tmp_path, source):
     with pytest.raises(KeyboardInterrupt):
-        lines.answer(Upper(dies=2), source, tmp_path / "out")
+        answer(Upper(dies=2), source, tmp_path / "out")
     with pytest.raises(RefusedError, match="differs in weights"):
-        lines.answer(Upper(weights="other"), source, tmp_path / "out")
+        answer(Upper(weights="other"), source, tmp_path / "out")
     with pytest.raises(RefusedError, match="differs in ask"):
-        lines.answer(Upper(), source, tmp_path / "out", end="!")
+        answer(Upper(), source, tmp_path / "out", end="!")
     (tmp_path / "out.job").write_text("damaged")
     with pytest.raises(RefusedError, match="another job"):
-        lines.answer(Upper(), source, tmp_path / "out")
+        answer(Upper(), source, tmp_path / "out")
 
 
 def test_misuse(tmp_path, source):
     (tmp_path / "there").write_text("precious")
     with pytest.raises(UsageError, match="not written over"):
-        lines.answer(Upper(), source, tmp_path / "there")
+        answer(Upper(), source, tmp_path / "there")
     with pytest.raises(MissingError, match="no folder"):
-        lines.answer(Upper(), source, tmp_path / "no" / "out")
+        answer(Upper(), source, tmp_path / "no" / "out")
     with pytest.raises(UsageError, match="line by line"):
-        lines.answer(Upper(by_line=False), source, tmp_path / "out")
+        answer(Upper(by_line=False), source, tmp_path / "out")
 
 
 WORKER = """
 import sys, time
 from pathlib import Path
+from typing import Any, cast
 sys.path.insert(0, {tests!r})
 from test_lines import Upper
 from etude.engine import lines
+from etude.engine.run import Run
 lines._job = lambda run, source, ask: {{}}
 class Slow(Upper):
     def answers(self, group, **ask):
         time.sleep(0.05)
         return super().answers(group, **ask)
-lines.answer(Slow(), Path({source!r}), Path({out!r}))
+answer(Slow(), Path({source!r}), Path({out!r}))
 """
 
 
@@ -126,7 +135,7 @@ def test_kill_9(tmp_path, monkeypatch):
     assert process.wait() == -signal.SIGKILL and not out.exists()
     assert 0 < part.read_bytes().count(b"\n") < 4000
     monkeypatch.setattr(lines, "_job", lambda run, source, ask: {})
-    lines.answer(Upper(), source, out)
+    answer(Upper(), source, out)
     assert out.read_text().splitlines() == [f"LINE {i}32" for i in range(4000)]
 
 
@@ -137,6 +146,6 @@ def test_a_full_disk_is_told(tmp_path, source, monkeypatch):
     monkeypatch.setattr(lines.os, "fsync", full)
     monkeypatch.setattr(lines.checkpoint, "write_atomic", lambda path, content: path.write_bytes(content))
     with pytest.raises(EtudeError, match="No space left"):
-        lines.answer(Upper(), source, tmp_path / "out")
+        answer(Upper(), source, tmp_path / "out")
     monkeypatch.undo()
     assert json.dumps((tmp_path / "out.part").read_text().count("\n")) in ("0", "32")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from etude.data.corpus import Corpus
 from etude.recipes import find_recipe
 
 TABLE = {
@@ -14,6 +15,7 @@ TABLE = {
 def test_gpt3(size: str):
     recipe = find_recipe(f"gpt.gpt3_{size}")
     rate, batch = TABLE[size]
+    assert isinstance(recipe.data, Corpus)
     length, optim = recipe.data.length, recipe.optim
     assert (recipe.name, length, recipe.model.context) == (f"gpt.gpt3_{size}", 2048, 2048)
     assert (optim.name, optim.lr, optim.betas, optim.eps) == ("adamw", rate, (0.9, 0.95), 1e-8)

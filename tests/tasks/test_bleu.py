@@ -67,7 +67,7 @@ def test_parts_add_up_in_any_order():
         for order in ((0, 1, 2, 3), (3, 1, 0, 2)):
             merged = kind()
             for i in order:
-                merged.merge(parts[i])
+                merged.merge(parts[i])  # pyright: ignore[reportArgumentType] - both of one kind
             assert merged == whole and 0 < merged.value() < 100
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from etude.engine.optim import Optim, Schedule
 from etude.engine.recipe import Recipe
 from etude.errors import RefusedError, UsageError
 from etude.language import transformer
-from etude.tasks.translate import Search, Translate, _scored, smoothed
+from etude.tasks.translate import Search, Smoothing, Translate, _scored, smoothed
 
 WORDS = "file window open close menu click print table".split()  # noqa: SIM905
 
@@ -57,10 +58,11 @@ def test_both_smoothings_by_hand(size, epsilon, seed):
     torch.manual_seed(seed)
     logits, labels = torch.randn(5, size, dtype=torch.float64), torch.randint(size, (5,))
     log_p = logits.log_softmax(1)
-    for by, wrong, right in (
+    cases: tuple[tuple[Smoothing, float, float], ...] = (
         ("torch", epsilon / size, 1 - epsilon + epsilon / size),
         ("fairseq", epsilon / (size - 1), 1 - epsilon),
-    ):
+    )
+    for by, wrong, right in cases:
         target = torch.full_like(logits, wrong).scatter(1, labels[:, None], right)
         torch.testing.assert_close(target.sum(1), torch.ones(5, dtype=torch.float64))
         expected = -(target * log_p).sum(1)
@@ -164,7 +166,7 @@ def test_a_vocabulary_of_another_model(trained):
         ({"vocab_size": 500}, "500 tokens in its vocabulary, the data 320"),
         ({"end": 5}, "end token"),
     ):
-        config = transformer.Config(width=8, depth=1, num_heads=1, ffn=8, **{"vocab_size": 320} | changes)
+        config = replace(transformer.Config(width=8, depth=1, num_heads=1, ffn=8, vocab_size=320), **changes)
         with pytest.raises(UsageError, match=said):
             task.check(config.build(), data)
         with pytest.raises(RefusedError, match="of another model"):

@@ -129,29 +129,40 @@ def plain(inner: str) -> str:
 # ---------------------------------------------------------------- descriptions of packages
 
 
-def description_texts(work: Path, language: str) -> list[Pair]:
-    """All pairs of the descriptions, from lists that are downloaded to `work`."""
+def update(work: Path, languages: str) -> Path:
+    """The folder below `work` into which apt's lists of packages and of their descriptions are downloaded."""
     lists = work / "lists"
     (lists / "partial").mkdir(parents=True)
     options = [
         f"Dir::State::Lists={lists}",
-        f"Acquire::Languages=en,{language}",
+        f"Acquire::Languages={languages}",
         "Dir::Cache::pkgcache=",
         "Dir::Cache::srcpkgcache=",
     ]
-    settings = [word for option in options for word in ("-o", option)]
-    _run(["apt-get", *settings, "update"], work)
+    _run(["apt-get", *(word for option in options for word in ("-o", option)), "update"], work)
+    return lists
+
+
+def source_packages(lists: Path) -> dict[str, str]:
+    """Package -> the source package that it is built from."""
     sources: dict[str, str] = {}
-    for record in _lists(lists, "*_Packages*"):
+    for record in listed(lists, "*_Packages*"):
         sources[record.get("Package", "")] = record.get("Source", record.get("Package", "")).split(" ")[0]
+    return sources
+
+
+def description_texts(work: Path, language: str) -> list[Pair]:
+    """All pairs of the descriptions, from lists that are downloaded to `work`."""
+    lists = update(work, f"en,{language}")
+    sources = source_packages(lists)
     field = f"Description-{language}"
     texts = {
         record["Description-md5"]: record[field]
-        for record in _lists(lists, f"*_Translation-{language.replace('_', '%5f')}*")
+        for record in listed(lists, f"*_Translation-{language.replace('_', '%5f')}*")
         if field in record and "Description-md5" in record
     }
     pairs: list[Pair] = []
-    for record in _lists(lists, "*_Translation-en*"):
+    for record in listed(lists, "*_Translation-en*"):
         translated = texts.pop(record.get("Description-md5", ""), None)
         if translated is not None:
             document = "package " + sources.get(record["Package"], record["Package"])
@@ -159,7 +170,7 @@ def description_texts(work: Path, language: str) -> list[Pair]:
     return pairs
 
 
-def _lists(folder: Path, pattern: str) -> Iterator[dict[str, str]]:
+def listed(folder: Path, pattern: str) -> Iterator[dict[str, str]]:
     """The records of apt's lists of this name, however they are compressed."""
     for file in sorted(folder.glob(pattern)):
         command = ["/usr/lib/apt/apt-helper", "cat-file", str(file)]

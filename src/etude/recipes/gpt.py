@@ -11,7 +11,9 @@ from etude.tasks.language_model import CorpusModel
 
 
 def bible() -> Recipe:
-    """The World English Bible in byte pairs learned from it: not run yet."""
+    """The World English Bible in 4,096 byte pairs learned from it: 1.620 bits per byte on the test part (validation
+    1.546), which is 1.634 a character, where lstm.bible has 1.718; seed 0, in 26 min 35 s on one core of an AMD EPYC
+    with avx512_bf16 that had other work to do. Without dropout, which costs two fifths of a step on a CPU."""
     return Recipe(
         name="gpt.bible",
         model=gpt.Config(vocab_size=0, context=256, width=256, depth=6, num_heads=4, dropout=0.0),

@@ -21,6 +21,29 @@ def test_temperature_by_hand():
     near(probabilities(LOGITS, temperature=0.0), [1.0, 0.0, 0.0, 0.0])
 
 
+def test_a_temperature_near_zero_is_the_limit():
+    near(probabilities(LOGITS, temperature=1e-320), [1.0, 0.0, 0.0, 0.0])
+    near(probabilities(1e4 * LOGITS[:, [0, 0, 3, 3]], temperature=1e-310), [0.5, 0.5, 0.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -0.5},
+        {"temperature": math.nan},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"repetition_penalty": 0.0},
+        {"repetition_penalty": math.inf},
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=f"{name} is {value}"):
+        probabilities(LOGITS, **wrong)
+
+
 def test_top_k_by_hand():
     near(probabilities(LOGITS, top_k=2), [0.625, 0.375, 0.0, 0.0])
     near(probabilities(LOGITS, top_k=9), [0.5, 0.3, 0.15, 0.05])

@@ -165,6 +165,8 @@ class GPT(nn.Module):
 
     def hidden(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
         """What the head reads: (B, T, D), of the last block's norm."""
+        if not ids.shape[1]:
+            raise ValueError("there are no tokens to read; at least one is needed")
         past, padding = (cache.length, cache.padding) if cache is not None else (0, None)
         end, room = past + ids.shape[1], self.config.context if cache is None else cache.room
         if end > min(room, self.config.context):
@@ -260,14 +262,8 @@ class GPT(nn.Module):
         seed: int = 0,
     ) -> Iterator[Int[Tensor, "B"]]:
         """`generate`, token by token: the (B,) next ones each time, as soon as they are known."""
+        self.check(ids, max_new_tokens, lengths)
         batch, width = ids.shape
-        if width < 1:
-            raise ValueError("the prompt is empty; at least one token is needed")
-        if width + max_new_tokens > self.config.context:
-            raise ValueError(
-                f"a prompt of {width:,} tokens and {max_new_tokens:,} new ones exceed the context of "
-                f"{self.config.context:,}"
-            )
         padding = None if lengths is None or bool((lengths == width).all()) else width - lengths
         cache = self.cache(batch, width + max_new_tokens, padding=padding)
         numbers = torch.rand(max_new_tokens, batch, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -277,7 +273,7 @@ class GPT(nn.Module):
             own = torch.ones_like(ids, dtype=torch.bool) if padding is None else places >= padding[:, None]
             seen = torch.zeros(batch, self.config.vocab_size, dtype=torch.bool, device=ids.device)
             seen.index_put_((own.nonzero()[:, 0], ids[own]), torch.tensor(True, device=ids.device))
-        for chosen, _ in generation.write(
+        steps = generation.write(
             self,
             ids,
             numbers,
@@ -287,8 +283,29 @@ class GPT(nn.Module):
             top_p=top_p,
             repetition_penalty=repetition_penalty,
             seen=seen,
-        ):
-            yield chosen
+        )
+        return (chosen for chosen, _ in steps)
+
+    def check(self, ids: Tensor, max_new_tokens: int, lengths: Tensor | None) -> None:
+        """ValueError for prompts that cannot be gone on from so far, naming what is wrong with them."""
+        batch, width = ids.shape
+        if not ids.numel():
+            raise ValueError("the prompt is empty; at least one token is needed")
+        if max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens is {max_new_tokens}; it must not be negative")
+        if width + max_new_tokens > self.config.context:
+            raise ValueError(
+                f"a prompt of {width:,} tokens and {max_new_tokens:,} new ones exceed the context of "
+                f"{self.config.context:,}"
+            )
+        low, high = (int(bound) for bound in ids.aminmax())
+        if low < 0 or high >= self.config.vocab_size:
+            raise ValueError(
+                f"there is no token {low if low < 0 else high}: the vocabulary has {self.config.vocab_size:,}, "
+                "from 0 on; the ids were made with another model's tokenizer"
+            )
+        if lengths is not None and (lengths.shape != (batch,) or bool(((lengths < 1) | (lengths > width)).any())):
+            raise ValueError(f"lengths is {lengths.tolist()}; each of {batch} prompts has 1 to {width} tokens")
 
 
 def example(config: Config) -> tuple[Tensor, ...]:

@@ -33,7 +33,7 @@ def probabilities(
     repetition_penalty: float = 1.0,
     seen: Tensor | None = None,
 ) -> Tensor:
-    """(B, V) logits -> (B, V) probabilities of drawing each token, in this order:
+    """(B, V) logits -> (B, V) probabilities of drawing each token; ValueError for settings that mean nothing. In order:
 
     1. logits of tokens that `seen` (B, V) marks are divided by `repetition_penalty` where positive, else multiplied by
        it (Keskar et al., 2019, arXiv 1909.05858, section 4.1);
@@ -41,13 +41,14 @@ def probabilities(
     3. all but the `top_k` likeliest are left out; 0 leaves out none (Fan et al., 2018, arXiv 1805.04833);
     4. of these, the fewest likeliest that together reach `top_p` are kept (Holtzman et al., 2019, arXiv 1904.09751).
     """
+    check(temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty)
     logits = logits.double()
     if repetition_penalty != 1 and seen is not None:
         penalised = torch.where(logits > 0, logits / repetition_penalty, logits * repetition_penalty)
         logits = torch.where(seen, penalised, logits)
     if temperature == 0:
         return torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
-    logits = logits / temperature
+    logits = (logits - logits.amax(1, keepdim=True)) / temperature  # at most 0, so that no temperature overflows
     if 0 < top_k < logits.shape[1]:
         kept = logits.topk(top_k, dim=1).indices
         logits = torch.full_like(logits, -math.inf).scatter_(1, kept, logits.gather(1, kept))
@@ -58,6 +59,18 @@ def probabilities(
         p = torch.zeros_like(p).scatter_(1, places, ordered)
         p = p / p.sum(1, keepdim=True)
     return p
+
+
+def check(*, temperature: float, top_k: int, top_p: float, repetition_penalty: float) -> None:
+    """ValueError for settings by which no token can be chosen."""
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}; it must be 0 or positive")
+    if top_k < 0:
+        raise ValueError(f"top_k is {top_k}; it must be positive, or 0 for all tokens")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; it must lie above 0 and be 1 at most")
+    if not 0 < repetition_penalty < math.inf:
+        raise ValueError(f"repetition_penalty is {repetition_penalty}; it must be positive, 1 for none")
 
 
 def draw(p: Tensor, numbers: Tensor) -> Tensor:
@@ -85,6 +98,7 @@ def write(
     Row n of `numbers` (steps, B), each in [0, 1), draws the n-th token; their count is the number of steps. `seen`
     (B, V) marks the tokens that the repetition penalty knows at first; by default those of the prompt.
     """
+    check(temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty)
     read = prompt
     for row in numbers:
         logits, state = model.read(read, state)

@@ -108,17 +108,15 @@ def test_misuse(tmp_path, source):
 WORKER = """
 import sys, time
 from pathlib import Path
-from typing import Any, cast
 sys.path.insert(0, {tests!r})
 from test_lines import Upper
 from etude.engine import lines
-from etude.engine.run import Run
 lines._job = lambda run, source, ask: {{}}
 class Slow(Upper):
     def answers(self, group, **ask):
         time.sleep(0.05)
         return super().answers(group, **ask)
-answer(Slow(), Path({source!r}), Path({out!r}))
+lines.answer(Slow(), Path({source!r}), Path({out!r}))
 """
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import MarianConfig, MarianMTModel, MarianTokenizer
 
-from data.test_marian import DOCS, write_vocabulary
+from data.test_marian import PROSE, write_vocabulary
 from etude import opus
 from etude.errors import MissingError, RefusedError, UsageError
 
@@ -19,7 +19,7 @@ TEXTS = [
     "Two layers, each reading the one before.",
     "",
     "x" * 60,
-    *(DOCS / "cnn.md").read_text().split("\n")[:9],
+    *PROSE[:9],
 ]
 
 

@@ -94,7 +94,7 @@ def test_made_from_packages_and_lists(tmp_path, monkeypatch):
 
     monkeypatch.setattr(made.subprocess, "run", play)
     monkeypatch.setattr(made.shutil, "which", lambda tool: tool)
-    monkeypatch.setattr(made, "_lists", lambda folder, pattern: (
+    monkeypatch.setattr(made, "listed", lambda folder, pattern: (
         record for file in sorted(folder.glob(pattern)) for record in made.records(file.read_text().splitlines())
     ))  # fmt: skip
     folder = tmp_path / "made"

@@ -60,7 +60,9 @@ class MarianVocabulary:
                     hint=nearest(code.group(), self.languages) or f"one of {' '.join(self.languages[:20])}",
                 )
             ids, text = [self.ids[code.group()]], text[code.end() :]
-        ids += [self.ids.get(model.pieces[i].text, unknown) for i in model.encode(text)]
+        # what one side's model does not know may have a number from the other's
+        pieces = (UNKNOWN if piece in (END, PADDING) else piece for piece in model.cut(text))
+        ids += [self.ids.get(piece, unknown) for piece in pieces]
         return [*ids, self.end]
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -61,6 +61,11 @@ class SentencePiece:
         """The ids of a text."""
         return self.tokenizer.encode(self.normalise(text), add_special_tokens=False).ids
 
+    def cut(self, text: str) -> list[str]:
+        """The pieces of a text; of what is unknown, for unigram models, the characters themselves."""
+        made = self.tokenizer.encode(self.normalise(text), add_special_tokens=False)
+        return [token if i == self.unknown else self.pieces[i].text for i, token in zip(made.ids, made.tokens)]
+
     def normalise(self, text: str) -> str:
         """From the left, the longest sequence that the table knows is replaced; other characters stay.
 

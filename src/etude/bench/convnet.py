@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from etude import catalog
 from etude.bench import Contest, clock
+from etude.bench.step import Same, engine_step
 from etude.data.base import Batch, Data, Dataset
-from etude.engine.evaluate import laid_out
 from etude.engine.optim import Optim, Schedule
 from etude.engine.precision import DTYPES, pick_device, resolve
 from etude.engine.recipe import Recipe
-from etude.engine.trainer import Trainer
 from etude.nn.inference import optimise_for_inference
 from etude.tasks.classify import Classify
 
@@ -85,7 +84,7 @@ def _training(name: str, model: nn.Module, batch: Batch, noise: Noise, what: str
 
     recipe = Recipe(
         name=f"bench.{name}",
-        model=_Same(copy.deepcopy(model)),
+        model=Same(copy.deepcopy(model)),
         data=noise,
         task=Classify(),
         optim=Optim("sgd", lr=0.01),
@@ -93,25 +92,7 @@ def _training(name: str, model: nn.Module, batch: Batch, noise: Noise, what: str
         batch_size=len(batch["image"]),
         channels_last=True,
     )
-    trainers: list[Trainer] = []  # made when it is our turn: a Trainer sets the memory allocator
-
-    def ours() -> float:
-        if not trainers:
-            trainers.append(Trainer(recipe, None, quiet=True))
-            trainers[0].model.train()
-        return trainers[0].take_step(laid_out(batch, recipe))["loss"].item()
-
-    return _contest(name, what, ours, plain, len(batch["image"]), target)
-
-
-@dataclass(frozen=True)
-class _Same:
-    """A model configuration that hands out one given network, so that both sides train the same."""
-
-    model: nn.Module
-
-    def build(self) -> nn.Module:
-        return self.model
+    return _contest(name, what, engine_step(recipe, batch), plain, len(batch["image"]), target)
 
 
 def _inference(name: str, model: nn.Module, images: Tensor, what: str, target: float, *, compile: bool) -> Contest:

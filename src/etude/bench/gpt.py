@@ -16,23 +16,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import etude
+from etude import catalog
 from etude.bench import Contest, clock
-from etude.bench.bert import sentences
-from etude.bench.convnet import _Same
+from etude.bench.bert import kept
 from etude.bench.peak import training_operations
-from etude.data import fetch
+from etude.bench.step import engine_step
 from etude.data.text import Text
 from etude.engine.evaluate import measure, numbers
 from etude.engine.optim import Optim, Schedule
 from etude.engine.parallel import World
 from etude.engine.precision import computes_bf16, pick_device
 from etude.engine.recipe import Recipe
-from etude.engine.trainer import Trainer
-from etude.errors import EtudeError, MissingError
-from etude.language import bert, gpt
+from etude.errors import EtudeError
+from etude.language import gpt
 from etude.nn.lowbit import fast_linears
 from etude.tasks.language_model import LanguageModel
-from etude.tasks.sentences import in_chunks
 from etude.weights import load_weights
 
 PROMPT, WRITTEN = 64, 64
@@ -81,7 +79,7 @@ def _writing(kind: str, target: float) -> Contest:
         peer_name="transformers generate, fp32",
         peer_version=version,
         target=target,
-        note=_cosine() if kind == "int8" else "",
+        note=kept(lambda model: fast_linears(model, dtype=torch.int8), COSINE) if kind == "int8" else "",
         rounds=5,
         warmup=1,
     )
@@ -99,23 +97,6 @@ def _transformers() -> tuple[str | None, Any]:
         if p.ndim == 2:
             torch.nn.init.normal_(p, std=0.2 if "wpe" in name else 0.05)
     return transformers.__version__, theirs
-
-
-def _cosine() -> str:
-    """The least cosine of MiniLM's embeddings with int8 weights and in fp32; EtudeError where it is too small."""
-    try:
-        path = fetch.path("minilm") / "model.safetensors"
-    except MissingError:
-        return "quality not measured: etude data get minilm"
-    model = load_weights(bert.sizes["bert-minilm-embedder"].build(), path, source="transformers").eval()
-    fast = fast_linears(model, dtype=torch.int8)
-    said = sentences(bert.UNCASED)
-    with torch.inference_mode():
-        exact, answer = (in_chunks(said, lambda batch, m=m: m(**batch), m, 0) for m in (model, fast))
-    cosine = F.cosine_similarity(exact, answer)
-    if float(cosine.min()) < COSINE:
-        raise EtudeError(f"with int8 weights an embedding's cosine with fp32 is {float(cosine.min()):.5f}")
-    return f"cosine with fp32 on MiniLM's weights: mean {float(cosine.mean()):.5f}, least {float(cosine.min()):.5f}"
 
 
 @dataclass(frozen=True)
@@ -146,32 +127,23 @@ def _training() -> Contest:
             return loss.item()
 
         peer = plain
-    model = config.build()
     recipe = Recipe(
         name="bench.gpt",
-        model=_Same(model),
+        model=config,
         data=Noise(length=LENGTH, context=LENGTH),
         task=_Unchecked(),
         optim=Optim("adamw", lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1),
         schedule=Schedule("constant"),
         batch_size=BATCH,
     )
-    trainers: list[Trainer] = []  # made when it is our turn: a Trainer sets the memory allocator
-
-    def ours() -> float:
-        if not trainers:
-            trainers.append(Trainer(recipe, None, quiet=True))
-            trainers[0].model.train()
-        return trainers[0].take_step({"tokens": tokens})["loss"].item()
-
-    parameters = sum(p.numel() for p in model.parameters()) - model.positions.weight.numel()
+    parameters = catalog.count("gpt2") - config.context * config.width  # positions are looked up, not multiplied
     each = training_operations(parameters, depth=config.depth, width=config.width, length=LENGTH)
     return Contest(
         name="gpt.training",
         what=f"GPT-2 124M b{BATCH} x {LENGTH} training, auto precision, by the engine's step",
         amount=BATCH * LENGTH,
         unit="tokens/s",
-        ours=clock(ours),
+        ours=clock(engine_step(recipe, {"tokens": tokens})),
         peer=clock(peer) if peer else None,
         peer_name="transformers in a plain fp32 loop",
         peer_version=version,

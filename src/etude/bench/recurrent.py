@@ -11,12 +11,11 @@ from torch import nn
 
 from etude.basics import rnn
 from etude.bench import Contest, clock
-from etude.bench.convnet import _Same
+from etude.bench.step import Same, engine_step
 from etude.data.text import Text
 from etude.engine.optim import Optim, Schedule
 from etude.engine.precision import pick_device
 from etude.engine.recipe import Recipe
-from etude.engine.trainer import Trainer
 from etude.tasks.language_model import LanguageModel
 
 BATCH, LENGTH, VOCABULARY = 64, 128, 64
@@ -62,7 +61,7 @@ def _contest(precision: str, target: float | None) -> Contest:
 
     recipe = Recipe(
         name="bench.lstm",
-        model=_Same(model),
+        model=Same(model),
         data=data,
         task=LanguageModel(),
         optim=Optim("adam", lr=1e-3),
@@ -71,20 +70,12 @@ def _contest(precision: str, target: float | None) -> Contest:
         clip=1.0,
         precision=precision,  # pyright: ignore[reportArgumentType]
     )
-    trainers: list[Trainer] = []  # made when it is our turn: a Trainer sets the memory allocator
-
-    def ours() -> float:
-        if not trainers:
-            trainers.append(Trainer(recipe, None, quiet=True))
-            trainers[0].model.train()
-        return trainers[0].take_step({"tokens": tokens})["loss"].item()
-
     return Contest(
         name=f"lstm.{precision}",
         what=f"LSTM 512 b{BATCH} x {LENGTH} training" + ("" if precision == "fp32" else ", auto precision"),
         amount=BATCH * LENGTH,
         unit="tokens/s",
-        ours=clock(ours),
+        ours=clock(engine_step(recipe, {"tokens": tokens})),
         peer=clock(plain),
         peer_name="nn.LSTM in a plain fp32 loop",
         peer_version=torch.__version__,

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from etude.data import debian_pairs, fetch, order, tokenizers
 from etude.data.base import Batch, Data, Dataset
-from etude.data.text import read_file
+from etude.data.text import is_file, read_file
 from etude.errors import MissingError, UsageError
 
 PADDING, BEGIN, END = "<pad>", "<s>", "</s>"
@@ -97,7 +97,7 @@ class Pairs(Data):
 
     def read(self, words: Sequence[str]) -> list[tuple[str, str | Path]]:
         """A file's name stands for the lines that the file holds, anything else for itself."""
-        return [(word, Path(word) if _is_file(word) else word) for word in words]
+        return [(word, Path(word) if is_file(word) else word) for word in words]
 
     def lines(self, path: Path) -> Texts:
         """The lines of a file. UsageError where it is empty, no UTF-8, or has a line that is too long."""
@@ -110,13 +110,6 @@ class Pairs(Data):
     def collate(self, samples: list[Tensor]) -> Batch:
         """Ids of sentences -> {"source": (B, S), "source_length": (B,)}."""
         return padded("source", [sample.numpy() for sample in samples])
-
-
-def _is_file(word: str) -> bool:
-    try:
-        return Path(word).is_file()
-    except OSError:  # too long for a name
-        return False
 
 
 # ---------------------------------------------------------------- reading

@@ -6,7 +6,6 @@ sorted by length: what is in a batch stays a function of (seed, step) with nothi
 
 import csv
 import io
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from etude.data import fetch, order, pieces, tokenizers
 from etude.data.base import Batch, Data, Dataset
-from etude.data.text import read_file
+from etude.data.text import is_file, read_file, stdin
 from etude.errors import MissingError, UsageError
 
 REVIEWS = "movieReviewSnippets_GroundTruth.txt"
@@ -80,8 +79,8 @@ class Sentences(Data):
         inputs: list[tuple[str, str]] = []
         for word in words:
             if word == "-":
-                inputs += _lines(decode(sys.stdin.buffer.read(), "standard input"), "standard input")
-            elif _is_file(word):
+                inputs += _lines(stdin(), "standard input")
+            elif is_file(word):
                 inputs += _lines(read_file(Path(word)), word)
             else:
                 inputs.append((_short(word), word))
@@ -135,13 +134,6 @@ class Sentences(Data):
         return {split: parts[split] for split in ("train", "validation", "test") if split in parts}
 
 
-def _is_file(word: str) -> bool:
-    try:
-        return Path(word).is_file()
-    except (OSError, ValueError):  # too long for a name, or no name at all
-        return False
-
-
 def _lines(content: str, where: str) -> list[tuple[str, str]]:
     """Each line that is not blank, with its number. UsageError if there is none."""
     numbered = [(number, line.strip()) for number, line in enumerate(content.split("\n"), 1)]
@@ -153,17 +145,6 @@ def _lines(content: str, where: str) -> list[tuple[str, str]]:
 
 def _short(sentence: str) -> str:
     return sentence if len(sentence) <= NAMED else f"{sentence[:NAMED]}..."
-
-
-def decode(content: bytes, where: str) -> str:
-    """Bytes as text; UsageError names the first that is not UTF-8."""
-    try:
-        return content.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{where} is not UTF-8 text: byte {error.start:,} is 0x{content[error.start]:02x}",
-            hint="if it is Latin-1: iconv -f latin1 -t utf-8",
-        ) from None
 
 
 def read_reviews(folder: Path) -> Rows:

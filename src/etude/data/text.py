@@ -106,7 +106,7 @@ class Texts(Data):
 
     def read(self, words: Sequence[str]) -> list[tuple[str, str | Path]]:
         """A file's name stands for what the file holds, "-" for what stdin gives, anything else for itself."""
-        return [(word, _stdin() if word == "-" else Path(word) if _is_file(word) else word) for word in words]
+        return [(word, stdin() if word == "-" else Path(word) if is_file(word) else word) for word in words]
 
     def text(self, raw: Any) -> str:
         """A raw input's text: itself, or what a path's file holds."""
@@ -179,19 +179,21 @@ class Text(Texts):
         return Vocabulary(facts["vocabulary"])
 
 
-def _stdin() -> str:
+def stdin() -> str:
+    """Standard input; UsageError names the first byte that is not UTF-8."""
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
+        return sys.stdin.buffer.read().decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise UsageError(
             f"stdin is not UTF-8 text: byte {error.start:,} is 0x{error.object[error.start]:02x}"
         ) from None
 
 
-def _is_file(word: str) -> bool:
+def is_file(word: str) -> bool:
+    """Whether a word of a command line names a file."""
     try:
         return Path(word).is_file()
-    except OSError:  # too long for a name
+    except (OSError, ValueError):  # too long for a name, or no name at all
         return False
 
 

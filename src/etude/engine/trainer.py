@@ -121,8 +121,8 @@ class Trainer:
         except (RuntimeError, TypeError, ValueError) as error:
             raise UsageError(f"the model of {recipe.name} cannot be built: {error}") from error
         # a run that goes on has its own weights by now, and the file it began with may be gone
-        self._started = not (self.directory and checkpoint.steps(self.directory / "checkpoints"))
-        if recipe.start.weights and self._started:
+        self._fresh = not (self.directory and checkpoint.steps(self.directory / "checkpoints"))
+        if recipe.start.weights and self._fresh:
             self._began = recipe.start.fill(model)
         recipe.task.check(model, self.dataset)
         model.to(self.device, memory_format=recipe.memory_format)  # pyright: ignore[reportCallIssue] - not in the stubs
@@ -590,7 +590,7 @@ class Trainer:
         loaded = checkpoint.load_newest(folder, self.log)
         if loaded is None:
             self.log("no checkpoint to resume from: starting from step 0")
-            if self.recipe.start.weights and not self._started:
+            if self.recipe.start.weights and not self._fresh:
                 self._began = self.recipe.start.fill(self.model)
             return
         self.restore(loaded)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from etude.nn import generation
 from etude.nn.attention import attend
-from etude.nn.lowbit import TiedHead
+from etude.nn.tied import TiedHead
 
 
 @dataclass(frozen=True)

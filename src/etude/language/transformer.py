@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from etude.language.beam import Hypothesis, Penalty, search
 from etude.nn.activations import ACTIVATIONS, Activation
-from etude.nn.lowbit import TiedHead
 from etude.nn.packing import PackedAttention, Packing
+from etude.nn.tied import TiedHead
 
 Norm = Literal["post", "pre", "dlcl", "deepnorm"]
 Positions = Literal["paper", "marian", "tensor2tensor", "fairseq"]

@@ -18,15 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from etude.nn.tied import TiedHead
+
 FEW = 4
 """Rows up to which torch's int8 product is the faster; for more the weights are made bf16 first."""
-
-
-class TiedHead(nn.Module):
-    """Scores against the rows of an embedding, which it does not hold. (..., D), (V, D), (V,) -> (..., V)"""
-
-    def forward(self, x: Tensor, embedding: Tensor, bias: Tensor | None = None) -> Tensor:
-        return nn.functional.linear(x, embedding, bias)
 
 
 class PackedLinear(nn.Module):

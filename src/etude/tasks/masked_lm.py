@@ -1,6 +1,5 @@
 """Masked language modelling: which word was hidden (Devlin et al., 2018, section 3.1, task 1)."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,20 +16,12 @@ from etude.data.masked import UNASKED, Masked, MaskedDataset
 from etude.errors import UsageError
 from etude.tasks.base import Block, LossLogs, Task
 from etude.tasks.language_model import coloured
-from etude.tasks.metrics import Curve, Mean, Metric
+from etude.tasks.metrics import Curve, Exponential, Mean, Metric
 from etude.tasks.ranked import draw_bars
 from etude.tasks.sentences import fits, tokenizer_of
 
 SHOWN, AROUND = 24, 6
 """Hidden tokens that the report shows, and tokens on each side of one."""
-
-
-@dataclass
-class Perplexity(Mean):
-    """exp of a mean cross-entropy in nats: among how many tokens, all equally likely, the model seems to choose."""
-
-    def value(self) -> float:
-        return math.exp(min(super().value(), 700.0))
 
 
 @dataclass(frozen=True)
@@ -60,7 +51,7 @@ class MaskedLM(Task):
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, Metric]:
         """Of the tokens asked for: mean cross-entropy (nats), perplexity, the share of right first guesses; and some
         guesses."""
-        loss, perplexity, accuracy, guesses = Mean(), Perplexity(), Mean(), Curve()
+        loss, perplexity, accuracy, guesses = Mean(), Exponential(), Mean(), Curve()
         for batch in batches:
             logits, target = _asked(model, batch)
             losses = F.cross_entropy(logits.float(), target, reduction="none")

@@ -3,8 +3,9 @@
 import base64
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,7 +22,7 @@ from etude.errors import RefusedError, UsageError
 from etude.tasks.alignment import Alignment, drawn
 from etude.tasks.base import Ask, Block, LossLogs, Task
 from etude.tasks.bleu import BLEU, ChrF, Tokens
-from etude.tasks.metrics import Mean, Metric
+from etude.tasks.metrics import Exponential, Mean, Metric
 
 Network = Any
 """A module like `Transformer`, with its `config`, `packed`, `generate` and `attention`, which `nn.Module` lacks."""
@@ -59,14 +60,6 @@ class Search(Ask):
                 raise UsageError(f"{name} is {value}; it must be at least 1")
         if self.length_penalty is not None and not math.isfinite(self.length_penalty):
             raise UsageError(f"length_penalty is {self.length_penalty}; it must be a number")
-
-
-@dataclass
-class Perplexity(Mean):
-    """exp of a mean of nats."""
-
-    def value(self) -> float:
-        return math.exp(min(super().value(), 700.0))
 
 
 @dataclass
@@ -147,7 +140,7 @@ class Translate(Task):
         """Cross-entropy per token without smoothing (nats) and its exponential over all pairs; BLEU and chrF of those
         that are to be translated."""
         assert isinstance(dataset, PairsDataset)
-        loss, perplexity, bleu, chrf = Mean(), Perplexity(), BLEU(self.tokens), ChrF()
+        loss, perplexity, bleu, chrf = Mean(), Exponential(), BLEU(self.tokens), ChrF()
         split_bleu, samples, looked = BLEU(self.tokens, compounds=True), Samples(), Looked()
         for batch in batches:
             logits, labels, _ = _scored(model, batch)
@@ -247,8 +240,8 @@ class Translate(Task):
             found = self._search(model, batch["source"], batch["source_length"], ask)
             for i, (ids, score) in zip(chosen, found):
                 text = " ".join(tokenizer.decode(ids).split())
-                looked = _aligned(model, torch.from_numpy(rows[i]).to(device), ids, tokenizer) if ids else None
-                results[i] = Translation(texts[i], text, score, looked)
+                look = partial(_aligned, model, torch.from_numpy(rows[i]).to(device), ids, tokenizer) if ids else None
+                results[i] = Translation(texts[i], text, score, look)
         return list(results.values())
 
     def _search(self, model: Network, source: Tensor, lengths: Tensor, ask: Search) -> list[tuple[list[int], float]]:
@@ -329,7 +322,13 @@ class Translation:
     text: str
     score: float
     """The log-probability over the length penalty, by which hypotheses were compared."""
-    alignment: Alignment | None = field(default=None, repr=False)
+    look: Callable[[], Alignment] | None = field(default=None, repr=False, compare=False)
+    """Computes the attention, which costs as much again as the translation."""
+
+    @cached_property
+    def alignment(self) -> Alignment | None:
+        """Where the decoder looked; None where nothing was written."""
+        return self.look() if self.look else None
 
     def json(self) -> dict[str, Any]:
         """As plain values."""

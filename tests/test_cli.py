@@ -238,7 +238,7 @@ def test_pictures_that_cannot_be_read(capsys, own, tmp_path):
         assert name in err and not out.strip()
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "good.png")
     capsys.readouterr()
-    assert main(["predict", str(own), str(tmp_path / "empty.png"), str(tmp_path / "good.png")]) == 2
+    assert main(["predict", str(own), str(tmp_path / "empty.png"), str(tmp_path / "good.png")]) == 1
     out, err = capsys.readouterr()
     assert "good.png" in out and "empty.png" in err
     np.save(tmp_path / "five.npy", np.zeros((5, 8, 8)))
@@ -376,7 +376,7 @@ def test_all_inputs_are_predicted_at_once_and_one_by_one_where_one_is_bad(capsys
     assert calls == [3] and [row["input"] for row in together] == places
     Path(places[1]).write_bytes(b"")
     capsys.readouterr()
-    assert main(["predict", str(own), *places, "--json"]) == 2
+    assert main(["predict", str(own), *places, "--json"]) == 1
     said = json.loads(capsys.readouterr().out)
     assert calls == [3, 3, 1, 1, 1] and [row["input"] for row in said["errors"]] == [places[1]]
     for row, expected in zip(said["results"], (together[0], together[2])):

@@ -15,14 +15,16 @@ import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, make_dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from etude import catalog
 from etude.errors import EtudeError, Interrupted, NumericError, UsageError, nearest
+from etude.progress import bars
 
 if TYPE_CHECKING:
     from etude.engine.recipe import Recipe
@@ -476,34 +478,53 @@ def predict(arguments: list[str]) -> int:
         raise UsageError("--stream shows a text while it is written; it goes with neither --json nor --save")
     if options.stream or (plain and len(inputs) == 1 and run.recipe.task.streams and sys.stdout.isatty()):
         return _stream(run, inputs, options.device, asked)
-    results, errors = [], []
-    try:
-        if len(inputs) > 1:  # all at once: a graph's nodes share one pass
-            answers = run.predict(*(raw for _, raw in inputs), device=options.device, **asked)
-            results = [(name, answer) for (name, _), answer in zip(inputs, answers)]
-    except UsageError:
-        pass  # one by one, which tells the bad ones from the others
-    for name, raw in inputs if not results else []:
-        try:
-            results.append((name, run.predict(raw, device=options.device, **asked)))
-        except UsageError as error:
-            errors.append((name, error))
-    if options.save:
-        folder = Path(options.save)
-        folder.mkdir(parents=True, exist_ok=True)
-        for i, (name, result) in enumerate(results):
-            stem = re.sub(r"[^\w.-]+", "_", Path(name).stem)[:40]
-            result.save(folder / f"{i:04d}-{stem}{result.suffix}")
+    answered, errors = _answer(run, inputs, options, asked)
     if options.json:
-        said = [result.json() | {"input": name} for name, result in results]
-        _json(
-            {"run": str(run.path), "results": said, "errors": [{"input": name, "error": str(e)} for name, e in errors]}
-        )
+        said = [{"input": name, "error": str(error)} for name, error in errors]
+        _json({"run": str(run.path), "results": [document for document, _ in answered], "errors": said})
     else:
-        _table([[name, *result.row()] for name, result in results])
+        _table([row for _, row in answered])
+    if len(inputs) > 1 and errors:
+        print(f"{len(errors)} of {len(inputs)} inputs were skipped:", file=sys.stderr)
     for _, error in errors:
         _complain(error)
-    return 2 if errors else 0
+    return (1 if answered else 2) if errors else 0
+
+
+def _answer(
+    run: Run, inputs: list[tuple[str, Any]], options: argparse.Namespace, asked: dict[str, Any]
+) -> tuple[list[tuple[dict[str, Any], list[str]]], list[tuple[str, UsageError]]]:
+    """Each input's answer as a document and as a row, saved where --save says; and those that could not be read."""
+    stems = [re.sub(r"[^\w.-]+", "_", Path(name).stem)[:80] for name, _ in inputs]
+    if len(set(stems)) < len(stems):
+        stems = [f"{i:04d}-{stem}" for i, stem in enumerate(stems)]
+    if options.save:
+        Path(options.save).mkdir(parents=True, exist_ok=True)
+    answered, errors = [], []
+
+    def keep(i: int, result: Any) -> None:
+        if options.save:
+            result.save(Path(options.save) / f"{stems[i]}{result.suffix}")
+        answered.append((result.json() | {"input": inputs[i][0]}, [inputs[i][0], *result.row()]))
+
+    if len(inputs) > 1 and not run.recipe.task.one_by_one:
+        try:  # all at once: a graph's nodes share one pass
+            results = run.predict(*(raw for _, raw in inputs), device=options.device, **asked)
+        except UsageError:
+            pass  # one by one, which tells the bad ones from the others
+        else:
+            for i, result in enumerate(results):
+                keep(i, result)
+            return answered, errors
+    with bars() as show:
+        for i, (name, raw) in enumerate(inputs):
+            try:
+                keep(i, run.predict(raw, device=options.device, **asked))
+            except UsageError as error:
+                errors.append((name, error))
+            if len(inputs) > 1:
+                show("inputs", i + 1, len(inputs))
+    return answered, errors
 
 
 def _answer_lines(run: Run, files: list[Any], options: argparse.Namespace, asked: dict[str, Any]) -> int:
@@ -512,26 +533,12 @@ def _answer_lines(run: Run, files: list[Any], options: argparse.Namespace, asked
         raise UsageError(f"--save {options.save} takes the lines of one file, not of {len(files)}", hint="--save DIR/")
     from etude.engine.lines import answer
 
-    with _bar("lines") as progress:
+    with bars() as show:
+        progress = partial(show, "lines")
         count = answer(run, files[0], Path(options.save), device=options.device, progress=progress, **asked)
     document = {"run": str(run.path), "lines": count, "saved": options.save}
     _json(document) if options.json else _table([["lines", f"{count:,}"], ["saved", options.save]])
     return 0
-
-
-@contextlib.contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on stderr; nothing where stderr is no terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _stream(run: Run, inputs: list[tuple[str, Any]], device: str, asked: dict[str, Any]) -> int:
@@ -740,32 +747,12 @@ def data(arguments: list[str]) -> int:
     if options.name is None:
         raise UsageError(f"etude data {options.action} needs a name", hint="etude data list")
     if options.action == "get":
-        with _transfer() as progress:
+        with bars(bytes=True) as progress:
             path = fetch.get(options.name, source=options.source, progress=progress)
     else:
         path = fetch.path(options.name)
     _json({"name": options.name, "path": str(path)}) if options.json else print(path)
     return 0
-
-
-@contextlib.contextmanager
-def _transfer() -> Iterator[Callable[[str, int, int], None] | None]:
-    """A bar on stderr for what is being fetched; nothing where stderr is no terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-
-    with Progress(TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=Console(stderr=True)) as bar:
-        tasks: dict[str, Any] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total or None)
-            bar.update(tasks[what], completed=done)
-
-        yield show
 
 
 def doctor(arguments: list[str]) -> int:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from etude.nn.inference import BATCH_NORMS, conv_bn_pairs, optimise_for_inference
+from etude.nn.inference import BATCH_NORMS, conv_bn_pairs, prepare_for_inference
 from etude.vision import mobilenet, resnet
 
 CONFIGS = {
@@ -45,7 +45,7 @@ def test_folded_equals(name, channels_last):
     torch.manual_seed(0)
     model = randomise(CONFIGS[name].build())
     before = copy.deepcopy(model.state_dict())
-    fast = optimise_for_inference(model, channels_last=channels_last)
+    fast = prepare_for_inference(model, channels_last=channels_last)
     assert batch_norms(model) > 5 and batch_norms(fast) == 0
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -57,7 +57,7 @@ def test_folded_equals(name, channels_last):
 def test_bf16_answers_in_float32():
     torch.manual_seed(0)
     model = randomise(CONFIGS["resnet"].build()).eval()
-    fast = optimise_for_inference(model, dtype=torch.bfloat16, channels_last=True)
+    fast = prepare_for_inference(model, dtype=torch.bfloat16, channels_last=True)
     assert {p.dtype for p in fast.parameters()} == {torch.bfloat16}
     x = torch.randn(4, 3, 16, 16)
     with torch.no_grad():
@@ -115,7 +115,7 @@ class DependsOnValues(nn.Module):
 def test_left_alone_where_folding_would_be_wrong(kind):
     torch.manual_seed(0)
     model = randomise(kind()).eval()
-    fast = optimise_for_inference(model)
+    fast = prepare_for_inference(model)
     assert conv_bn_pairs(model) == [] and batch_norms(fast) == batch_norms(model)
     with torch.no_grad():
         for x in (torch.rand(2, 3, 4, 4), -torch.rand(2, 3, 4, 4)):
@@ -129,7 +129,7 @@ def test_convolution_with_bias_and_norm_without_scale():
         assert isinstance(layer, nn.BatchNorm1d) and layer.running_mean is not None
         layer.running_mean.normal_()
     x = torch.randn(2, 3, 9)
-    fast = optimise_for_inference(model)
+    fast = prepare_for_inference(model)
     assert batch_norms(fast) == 0
     assert relative_error(fast(x), model.eval()(x)) < 1e-5
 
@@ -141,7 +141,7 @@ def test_compiled_has_its_weights_built_in():
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
-    fast = optimise_for_inference(model, channels_last=True, compile=True)
+    fast = prepare_for_inference(model, channels_last=True, compile=True)
     x = torch.randn(2, 3, 8, 8)
     first = fast(x)
     assert relative_error(first, model(x)) < 1e-5
@@ -158,7 +158,7 @@ def test_compiling_falls_back(monkeypatch):
     compile = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function: compile(function, backend=broken))
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
-    fast = optimise_for_inference(model, compile=True)
+    fast = prepare_for_inference(model, compile=True)
     x = torch.randn(2, 3, 8, 8)
     with pytest.warns(UserWarning, match=r"not compiled, running without: .*no C\+\+ compiler here"):
         first = fast(x)

@@ -135,7 +135,7 @@ def test_command_line(run, folder, capsys, monkeypatch):
         ("1: the dull film", "bad"),
         ("3: the fine film", "good"),
     ]
-    assert main(["predict", str(run.path), "", "the fine film", "f\udce9te"]) == 2
+    assert main(["predict", str(run.path), "", "the fine film", "f\udce9te"]) == 1
     shown = capsys.readouterr()
     assert "good" in shown.out and "the sentence is empty" in shown.err and "not UTF-8" in shown.err
     assert main(["predict", str(run.path), "fine film " * 1_000_000]) == 0

@@ -20,7 +20,7 @@ from etude.data.base import Batch, Data, Dataset
 from etude.engine.optim import Optim, Schedule
 from etude.engine.precision import DTYPES, pick_device, resolve
 from etude.engine.recipe import Recipe
-from etude.nn.inference import optimise_for_inference
+from etude.nn.inference import prepare_for_inference
 from etude.tasks.classify import Classify
 
 
@@ -98,7 +98,7 @@ def _training(name: str, model: nn.Module, batch: Batch, noise: Noise, what: str
 def _inference(name: str, model: nn.Module, images: Tensor, what: str, target: float, *, compile: bool) -> Contest:
     theirs = copy.deepcopy(model).eval()
     dtype = DTYPES[resolve("auto", images.device)]
-    fast = optimise_for_inference(theirs, dtype=dtype, channels_last=True, compile=compile)
+    fast = prepare_for_inference(theirs, dtype=dtype, channels_last=True, compile=compile)
 
     def asked(network: nn.Module) -> Tensor:
         with torch.inference_mode():

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from etude.data import documents, fetch, progress, tokenizers
+from etude import progress
+from etude.data import documents, fetch, tokenizers
 from etude.data.base import Batch
 from etude.data.documents import Documents
 from etude.data.text import SAMPLE, Texts, incremental

@@ -21,8 +21,9 @@ import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from etude.data.packages import Progress, records
+from etude.data.packages import records
 from etude.errors import MissingError, RefusedError
+from etude.progress import Progress
 
 LANGUAGES = {"de": ("de", "de"), "fr": ("fr", "fr"), "zh": ("zh-cn", "zh_CN")}
 """Target language -> the ending of LibreOffice's package, and apt's name."""

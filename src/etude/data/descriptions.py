@@ -10,8 +10,8 @@ import shutil
 from pathlib import Path
 
 from etude.data import debian_pairs
-from etude.data.packages import Progress
 from etude.errors import MissingError
+from etude.progress import Progress
 
 FILE = "descriptions.txt"
 

@@ -31,9 +31,8 @@ from typing import IO, Literal, Protocol
 
 from etude.data import sword
 from etude.errors import EtudeError, MissingError, RefusedError, UsageError
+from etude.progress import Progress
 
-Progress = Callable[[str, int, int], None]
-"""Called with (what is being got, bytes done, bytes in all)."""
 State = Literal["shipped", "here", "package", "missing", "by hand"]
 
 CHUNK = 1 << 20

@@ -17,7 +17,7 @@ _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 
-ORDER, AUGMENT, MIX, CROP, DISTORT_TRAIN, DISTORT_TEST, NEIGHBOURS = range(7)
+ORDER, AUGMENT, MIX, CROP, DISTORT_TRAIN, DISTORT_TEST, NEIGHBOURS, ELASTIC, MOSAIC, PATCH, SCENE = range(11)
 """Streams: one a purpose, so that adding an augmentation never changes the order of samples."""
 
 

@@ -18,13 +18,14 @@ import subprocess
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from etude.data import order
 from etude.errors import MissingError, RefusedError
+from etude.progress import Progress
 
 SECTIONS = ("games", "graphics", "net", "science", "sound", "text", "web")
 RELATIONS = ("Depends", "Pre-Depends", "Recommends")
@@ -40,7 +41,6 @@ MIRROR = "https://deb.debian.org/debian/dists/stable/main/binary-amd64/Packages.
 LARGEST = 400_000_000
 """Bytes of package lists that are read; Debian 12 has 53 million."""
 FILE = "graph.npz"
-Progress = Callable[[str, int, int], None]
 
 
 def make(way: str, folder: Path, progress: Progress | None = None) -> None:

@@ -2,12 +2,14 @@
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from etude.data.base import Batch, Dataset
 from etude.engine.parallel import World
-from etude.engine.precision import Resolved, autocast
+from etude.engine.precision import DTYPES, Resolved, autocast
 from etude.engine.prefetch import prefetch
 from etude.engine.recipe import Recipe
+from etude.nn.inference import CONVOLUTIONS, prepare_for_inference
 from etude.tasks.metrics import Metric
 
 
@@ -35,6 +37,16 @@ def laid_out(batch: Batch, recipe: Recipe) -> Batch:
     return {n: v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v for n, v in batch.items()}
 
 
+def answering(model: nn.Module, recipe: Recipe, precision: Resolved) -> nn.Module:
+    """What answers for the model in measuring and predicting: a network of convolutions prepared for it, once; any
+    other, and one whose weights are spread over processes, the model itself. It is called within `autocast`."""
+    sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    if sharded or not any(isinstance(module, CONVOLUTIONS) for module in model.modules()):
+        return model
+    dtype = None if precision == "fp32" else DTYPES[precision]
+    return prepare_for_inference(model, dtype=dtype, channels_last=recipe.channels_last)
+
+
 @torch.no_grad()
 def measure(
     model: nn.Module,
@@ -56,7 +68,7 @@ def measure(
     training = model.training
     model.eval()
     with autocast(precision, world.device):
-        mine = recipe.task.evaluate_on(dataset, model, batches)
+        mine = recipe.task.evaluate_on(dataset, answering(model, recipe, precision), batches)
     model.train(training)
     merged, *others = world.gather(mine)
     for other in others:

@@ -18,7 +18,7 @@ from torch import nn
 from etude import report
 from etude.data.base import Dataset
 from etude.engine import checkpoint
-from etude.engine.evaluate import measure, numbers
+from etude.engine.evaluate import answering, measure, numbers
 from etude.engine.parallel import World
 from etude.engine.precision import Resolved, autocast, computes_bf16, pick_device
 from etude.engine.recipe import Recipe, check
@@ -105,6 +105,7 @@ class Run:
         except UsageError as error:
             raise RefusedError(f"{self.path / 'recipe.json'} does not hold a recipe: {error}") from None
         self._model: nn.Module | None = None
+        self._answering: tuple[torch.device, nn.Module] | None = None
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}: {self.recipe.name})"
@@ -194,12 +195,18 @@ class Run:
         usable = trained == "fp32" or (trained == "bf16" and computes_bf16(device)) or device.type == "cuda"
         return trained if usable else "fp32"
 
+    def _prepared(self, device: str) -> tuple[nn.Module, torch.device]:
+        """The model as it answers, made once, and where it is."""
+        place = pick_device(device)
+        if self._answering is None or self._answering[0] != place:
+            self._answering = place, answering(self.model(device), self.recipe, self.precision(place))
+        return self._answering[1], place
+
     def predict(self, *inputs: Any, device: str = "auto", **ask: Any) -> Any:
         """Answers to raw inputs, as the run's data takes them (pictures: paths, bytes, PIL images, arrays, tensors): a
         Result, or a list of them. `ask`: what the task lets one choose, e.g. `length=200` of a language model."""
         asked = self._asked(ask)
-        model = self.model(device)
-        place = next(model.parameters()).device
+        model, place = self._prepared(device)
         with torch.no_grad(), autocast(self.precision(place), place):
             results = self.recipe.task.predict(model, list(inputs), self.recipe.data, self.facts, asked)
         return results[0] if len(inputs) == 1 else results
@@ -209,8 +216,7 @@ class Run:
         if not self.recipe.task.streams:
             raise UsageError(f"answers of {self.recipe.name} come whole, not piece by piece", hint="etude predict")
         asked = self._asked(ask)
-        model = self.model(device)
-        place = next(model.parameters()).device
+        model, place = self._prepared(device)
         pieces = self.recipe.task.stream(model, raw, self.recipe.data, self.facts, asked)
         while True:  # what stands around the making of a piece does not stay while it is read
             with torch.no_grad(), autocast(self.precision(place), place):

@@ -16,18 +16,27 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def optimise_for_inference(
+def prepare_for_inference(
     model: nn.Module, *, dtype: torch.dtype | None = None, channels_last: bool = False, compile: bool = False
 ) -> nn.Module:
     """A copy of `model` that answers the same, faster; it cannot be trained.
 
     It is in eval mode, and every BatchNorm that directly follows a convolution is folded into it: equal to the model in
-    fp32 to about 1e-6 relative. With `dtype` it computes in that type; inputs are converted, and answers are float32
-    again. `channels_last` stores pictures with their channels innermost, which convolutions on CPUs and tensor cores
-    prefer. `compile` compiles at the first call for each shape of input (half a minute), the weights built in as
+    fp32 to about 1e-6 relative. With `dtype` its weights and the inputs are of that type, and answers are float32
+    again; buffers and the BatchNorms that could not be folded stay as they are, so what is computed from them keeps
+    its exactness. `channels_last` stores pictures with their channels innermost, which convolutions on CPUs and tensor
+    cores prefer. `compile` compiles at the first call for each shape of input (half a minute), the weights built in as
     constants; where that fails it warns and runs without.
+
+    A model without a forward of its own, which only holds several players, is prepared player by player.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
+    if type(model).forward is nn.Module.forward:
+        for name, player in model.named_children():
+            model.set_submodule(
+                name, prepare_for_inference(player, dtype=dtype, channels_last=channels_last, compile=compile)
+            )
+        return model
     for conv_name, bn_name in conv_bn_pairs(model):
         conv: Any = model.get_submodule(conv_name)
         bn: Any = model.get_submodule(bn_name)
@@ -39,7 +48,10 @@ def optimise_for_inference(
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         model.register_forward_pre_hook(to_channels_last)
     if dtype is not None:
-        model.to(dtype)
+        for module in model.modules():
+            if not isinstance(module, BATCH_NORMS):
+                for parameter in module.parameters(recurse=False):
+                    parameter.data = parameter.data.to(dtype)
         model.register_forward_pre_hook(partial(cast_inputs, dtype=dtype))
         model.register_forward_hook(cast_outputs)
     return Compiled(model) if compile else model

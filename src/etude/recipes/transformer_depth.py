@@ -25,16 +25,16 @@ def depth() -> Study:
             model=transformer.Config(
                 vocab_size=1000, width=64, depth=24, num_heads=4, ffn=128, dropout=0.0, norm="post"
             ),
-            data=Pairs(source="en-de", vocab_size=1000, longest=32, limit=6000, translated=0, test=0.01),
+            data=Pairs(source="en-de", vocab_size=1000, longest=32, limit=20000, translated=0, test=0.01),
             task=Translate(beam=1),
             optim=Optim("adam", lr=2e-3, betas=(0.9, 0.98), eps=1e-9),
             schedule=Schedule("linear", warmup=50),
-            steps=200,
+            steps=1500,
             batch_size=512,
-            eval_every=100,
+            eval_every=250,
             eval_batch_size=2048,
             clip=1.0,
-            log_every=5,
+            log_every=10,
             precision="fp32",
         ),
         variants=(

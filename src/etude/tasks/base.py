@@ -68,6 +68,8 @@ class Task:
     """What can be asked of `predict` besides its inputs."""
     by_line: ClassVar[bool] = False
     """Whether a file is answered line by line (`Data.lines`), the first cell of each answer's row being its line."""
+    one_by_one: ClassVar[bool] = False
+    """Whether each input is answered by itself, as large answers are; else all share a pass or a batch."""
     streams: ClassVar[bool] = False
     """Whether answers are texts that can be read while they are made: `stream` is defined."""
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from etude import catalog
+from etude.nn.inference import prepare_for_inference
 from etude.verify import golden, graph, language
 from etude.vision.deformable import deform_conv2d
 from etude.weights import load_weights
@@ -20,6 +21,8 @@ GOLDEN = {
     "resnet50": ("torchvision 0.29.1", "torchvision"),
     "mobilenet_v2": ("torchvision 0.29.1", "torchvision"),
 }
+BF16_BOUND = 0.05
+"""On the relative error of a network in bf16, whose numbers have 8 bits: on weights that are rougher than trained."""
 GPT3_FORMULA = "L (12 h^2 + 13 h) + V h + T h + 2 h"
 PARAMETERS = {
     # size: reference, its number of parameters
@@ -116,6 +119,16 @@ def golden_checks(size: str) -> Iterator[Check]:
         logits = model(expected.image)
     for quantity, error in expected.errors("logits", logits).items():
         yield Check(size, reference, quantity, error, golden.BOUND)
+    yield from prepared_checks(size, model, expected.image, logits)
+
+
+def prepared_checks(size: str, model: nn.Module, image: Tensor, output: Tensor) -> Iterator[Check]:
+    """What `prepare_for_inference`, in which predict, eval and serve run, changes of a network's output."""
+    for name, dtype, bound in (("fp32", None, golden.BOUND), ("bf16", torch.bfloat16, BF16_BOUND)):
+        with torch.no_grad():
+            prepared = prepare_for_inference(model, dtype=dtype, channels_last=True)(image)
+        error = float((prepared - output).norm() / output.norm())
+        yield Check(size, "itself, as it was trained", f"prepared for inference, {name}", error, bound)
 
 
 def formula_weights(model: nn.Module) -> dict[str, np.ndarray]:

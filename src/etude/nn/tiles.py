@@ -1,0 +1,66 @@
+"""A picture of any size through a network piece by piece: the overlap-tile strategy (arXiv 1505.04597, figure 2).
+
+Shapes: C channels in, K out, H rows, W columns; the network enlarges by `scale`.
+"""
+
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from etude.errors import UsageError
+
+Progress = Callable[[int, int], None]
+"""Called with tiles done and tiles in all."""
+Span = tuple[int, int, int, int]
+"""Along one side: first and end of what is kept, first and end of what the network sees for it."""
+
+
+def spans(length: int, *, tile: int, context: int, multiple: int = 1) -> list[Span]:
+    """`length` pixels in pieces of nearly the same size, at most `tile`, each seen with at least `context` around it
+    as far as there is any; what is seen begins at a multiple of `multiple`."""
+    count = -(-length // tile)
+    edges = [length * i // count for i in range(count + 1)]
+    return [
+        (first, end, max(0, (first - context) // multiple * multiple), min(length, end + context))
+        for first, end in itertools.pairwise(edges)
+    ]
+
+
+def tiled(
+    call: Callable[[Tensor], Tensor],
+    image: Tensor,
+    *,
+    tile: int,
+    context: int,
+    scale: int = 1,
+    multiple: int = 1,
+    progress: Progress | None = None,
+) -> Tensor:
+    """(1, C, H, W) -> (1, K, scale H, scale W), what `call` makes of the picture; it sees windows of at most `tile` +
+    2 `context` + `multiple` pixels a side, and of its answers only the insides are kept.
+
+    Where `context` covers all that one output value depends on, this equals one call on the whole picture, its border
+    included, because a window ends where the picture ends. A network that halves the picture n times wants `multiple`
+    2^n, so that windows are halved where the whole would be. In memory are the picture, one window's work and the
+    answer; `call` may reduce its answer pixel by pixel (to classes, to bytes) and read any type of picture.
+
+    Raises UsageError for a tile without pixels or a negative context.
+    """
+    if tile < 1 or context < 0:
+        raise UsageError(f"tile {tile} and context {context}: a tile has 1 or more pixels, its surroundings 0 or more")
+    height, width = image.shape[-2:]
+    sizes = {"tile": tile, "context": context, "multiple": multiple}
+    windows = [(row, column) for row in spans(height, **sizes) for column in spans(width, **sizes)]
+    whole = torch.empty(0)
+    for done, ((top, bottom, above, below), (left, right, before, after)) in enumerate(windows):
+        answer = call(image[..., above:below, before:after])
+        inside = answer[..., (top - above) * scale : (bottom - above) * scale,
+                        (left - before) * scale : (right - before) * scale]  # fmt: skip
+        if done == 0:
+            whole = inside.new_empty((*inside.shape[:-2], height * scale, width * scale))
+        whole[..., top * scale : bottom * scale, left * scale : right * scale] = inside
+        if progress:
+            progress(done + 1, len(windows))
+    return whole

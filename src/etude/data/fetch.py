@@ -23,7 +23,7 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
@@ -58,6 +58,7 @@ class Debian:
     """A Debian package that carries the files in `folder`, both in the archive and, once installed, on the machine."""
 
     package: str
+    """Its name; where several carry the files together, their names with a space between."""
     folder: str
     files: tuple[File, ...]
 
@@ -355,6 +356,130 @@ REMOTES: dict[str, Remote] = {
     "en-de": Remote(made=_pairs("de"), made_by=("official",)),
     "en-fr": Remote(made=_pairs("fr"), made_by=("official",)),
     "en-zh": Remote(made=_pairs("zh"), made_by=("official",)),
+    # sha256: measured from versions 1.26.0-1 and 4:5.27.5-2 of the packages. Licence: GPL-2+.
+    "photos": Remote(
+        debian=Debian(
+            package="mate-backgrounds plasma-workspace-wallpapers",
+            folder="usr/share",
+            files=(
+                File(
+                    "backgrounds/mate/nature/Aqua.jpg",
+                    200_353,
+                    "5c30118205982da441bf7e6a1ada636a8a0be879408140b3148280c665ed6bce",
+                ),
+                File(
+                    "backgrounds/mate/nature/Blinds.jpg",
+                    1_157_513,
+                    "f7aac0dcc2e06d0491643e84df3da1d9db7c4610f58806a880d56e074799f600",
+                ),
+                File(
+                    "backgrounds/mate/nature/Dune.jpg",
+                    1_021_283,
+                    "8a67c2cb0be8c46b70c237311a4fa4d2b4ac7d39568135384787801fa5cc9a91",
+                ),
+                File(
+                    "backgrounds/mate/nature/FreshFlower.jpg",
+                    80_905,
+                    "972b0a0c4e5e3fa93f4f244fc84bc64b121a5eac3aaa5856f1308c1f38a02f8e",
+                ),
+                File(
+                    "backgrounds/mate/nature/Garden.jpg",
+                    264_831,
+                    "d3095ee09d425ef23d27155412136cf14fc3c9af76ca58b452f55e23da324e78",
+                ),
+                File(
+                    "backgrounds/mate/nature/GreenMeadow.jpg",
+                    183_377,
+                    "8fa0de0aa4089f7319c9fb7a6d006d4cab6023e8c8853731557cff53567b4832",
+                ),
+                File(
+                    "backgrounds/mate/nature/LadyBird.jpg",
+                    351_588,
+                    "e35a9a4126ef969c90b29c038058c5a575a20eadd84106a37bf1fa9931e7b61d",
+                ),
+                File(
+                    "backgrounds/mate/nature/RainDrops.jpg",
+                    1_242_241,
+                    "3e4ea9671c28c90a86cf67b3db9daf18c4741587c596333a7529ca589aaa0c16",
+                ),
+                File(
+                    "backgrounds/mate/nature/Storm.jpg",
+                    695_070,
+                    "77ca53077831d3237f73393a91fc879158abc046d852941c26e90de336356957",
+                ),
+                File(
+                    "backgrounds/mate/nature/TwoWings.jpg",
+                    881_400,
+                    "665e5abf8a5399070a91a9a8e455fe071e5b61697ff78fdeda4e9843ef545aeb",
+                ),
+                File(
+                    "backgrounds/mate/nature/Wood.jpg",
+                    525_520,
+                    "19c78500ac00a622e19907ab9cc7d06d46fe08c4a6142759a84195696150ec07",
+                ),
+                File(
+                    "backgrounds/mate/nature/YellowFlower.jpg",
+                    267_440,
+                    "254da96256acb7add685679775a04d1e4a5bc8cd13e5a5a3d61351ce198a5306",
+                ),
+                File(
+                    "wallpapers/BytheWater/contents/images/2560x1600.jpg",
+                    494_563,
+                    "c272434ef39f2abf1ed48a15a8910088020f3165329a5092f3940ec9464bc05f",
+                ),
+                File(
+                    "wallpapers/ColdRipple/contents/images/2560x1600.jpg",
+                    526_600,
+                    "05bef6722fc0ed81292cceb3ed026c38d17e510f3c84be7d68610c2b1a723c3f",
+                ),
+                File(
+                    "wallpapers/ColorfulCups/contents/images/2560x1600.jpg",
+                    698_472,
+                    "6e0f3a72feb5a4a9fec191b77e34874c3c69e2d93040deb3f07773e73385023d",
+                ),
+                File(
+                    "wallpapers/DarkestHour/contents/images/2560x1600.jpg",
+                    318_080,
+                    "8e3703fae3a3c217b1fc2b399b706cd3720584268d071ba153e4809daa55f1ce",
+                ),
+                File(
+                    "wallpapers/EveningGlow/contents/images/2560x1600.jpg",
+                    632_699,
+                    "586682dcb362b9f620068f10138f87d0d3649939aef238adc5807cb951976a7a",
+                ),
+                File(
+                    "wallpapers/FallenLeaf/contents/images/2560x1600.jpg",
+                    543_137,
+                    "95603a6560c7e8d50e0e03b3f4adbe39c5258c72528e74e4ecaea1daf4e499de",
+                ),
+                File(
+                    "wallpapers/Grey/contents/images/2560x1600.jpg",
+                    234_512,
+                    "88c31d8944b7e6935d1b9a296654c692f0772cb512491713eb30a972a604c0ed",
+                ),
+                File(
+                    "wallpapers/Kite/contents/images/2560x1600.jpg",
+                    487_350,
+                    "bdca288ce296a981e80659c021cf707caddc702c0c8d4247e60bd618476d47f8",
+                ),
+                File(
+                    "wallpapers/OneStandsOut/contents/images/2560x1600.jpg",
+                    892_075,
+                    "cb507baf1dafdcae362264f3aba9483ed4be5f6c9fdd770f0ec0920c6d9e80fd",
+                ),
+                File(
+                    "wallpapers/Path/contents/images/2560x1600.jpg",
+                    910_087,
+                    "7477457d7f17b736259f1b021864778ad4ba802cf3214e6728181ff29126bba8",
+                ),
+                File(
+                    "wallpapers/summer_1am/contents/images/2560x1600.jpg",
+                    442_791,
+                    "c868b50789591dd42910153c768053f1ba0a98cb36bbfc2b7a96a1045d0477f8",
+                ),
+            ),
+        ),
+    ),
     "folder": Remote(by_hand="a folder of your own pictures is not downloaded: sort them into DIR/CLASS/"),
 }
 SHIPPED = {name: Path(__file__).with_name(file) for name, file in (("digits", "digits.npz"), ("karate", "karate.txt"))}
@@ -402,8 +527,14 @@ def status(name: str) -> Status:
     if found is None:
         return Status(name, "by hand" if REMOTES[name].by_hand else "missing", hint=_hint(name))
     state: State = "shipped" if name in SHIPPED else "here" if found.is_relative_to(home()) else "package"
-    size = sum(file.stat().st_size for file in ([found] if found.is_file() else found.rglob("*")) if file.is_file())
-    return Status(name, state, str(found), 0 if REMOTES.get(name, Remote()).by_hand else size)
+    remote = REMOTES.get(name, Remote())
+    if remote.by_hand:
+        return Status(name, state, str(found))
+    if state == "package" and remote.debian:  # whose folder may hold more than the set
+        inside = [found / file.name for file in remote.debian.files]
+    else:
+        inside = [found] if found.is_file() else [file for file in found.rglob("*") if file.is_file()]
+    return Status(name, state, str(found), sum(file.stat().st_size for file in inside))
 
 
 def statuses() -> list[Status]:
@@ -561,8 +692,9 @@ class _Bounded:
         return chunk
 
 
-def _untar(stream: _Readable, room: _Room, under: str = "") -> None:
-    """Members of an uncompressed tar stream, or those below the folder `under` with that part of their names cut off.
+def _untar(stream: _Readable, room: _Room, under: str = "", only: Container[str] | None = None) -> None:
+    """Members of an uncompressed tar stream, or those below the folder `under` with that part of their names cut off,
+    or of these the files `only`.
 
     Reads to the end, so that what writes the other end of a pipe, or gzip's checksum, is not cut short.
     """
@@ -573,6 +705,8 @@ def _untar(stream: _Readable, room: _Room, under: str = "") -> None:
             if not f"{name}/".startswith(under):
                 continue
             name = name[len(under) :]
+            if only is not None and name not in only:
+                continue
             if member.isdir():
                 room.place(name).mkdir(parents=True, exist_ok=True)
             elif member.isreg() and (content := tar.extractfile(member)):
@@ -677,26 +811,29 @@ def _debian(name: str, remote: Remote, work: Path, progress: Progress | None) ->
     total = sum(file.bytes for file in debian.files)
     if progress:
         progress(f"Debian package {debian.package}", 0, total)
-    command = ["apt-get", "download", "-q", debian.package]
+    packages = debian.package.split()
+    command = ["apt-get", "download", "-q", *packages]
     try:
         apt = subprocess.run(command, cwd=work, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600)
     except subprocess.TimeoutExpired:
         raise MissingError(f"`{' '.join(command)}` took more than 10 minutes", hint="try again") from None
-    package = next(work.glob("*.deb"), None)
-    if apt.returncode or package is None:
+    archives = sorted(work.glob("*.deb"))
+    if apt.returncode or len(archives) != len(packages):
         said = (apt.stderr.strip().splitlines() or ["no package came"])[-1]
         raise MissingError(
             f"`{' '.join(command)}` failed: {said}",
             hint=f"sudo apt-get update && etude data get {name} --source debian",
         )
     ready = _fresh(work / "ready")
-    room = _Room(package.name, ready, UNPACKED_LIMIT * total, 10_000)
-    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE) as dpkg:
-        assert dpkg.stdout is not None
-        try:
-            _untar(dpkg.stdout, room, under=f"{debian.folder}/")
-        except tarfile.TarError as error:
-            raise RefusedError(f"{package.name}: damaged package ({error})", hint="try again") from error
+    wanted = {file.name for file in debian.files}
+    for package in archives:
+        room = _Room(package.name, ready, UNPACKED_LIMIT * package.stat().st_size + total, 10_000)
+        with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE) as dpkg:
+            assert dpkg.stdout is not None
+            try:
+                _untar(dpkg.stdout, room, under=f"{debian.folder}/", only=wanted)
+            except tarfile.TarError as error:
+                raise RefusedError(f"{package.name}: damaged package ({error})", hint="try again") from error
     for file in debian.files:
         _check(ready / file.name, file, debian.package)
     if progress:

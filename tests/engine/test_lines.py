@@ -49,9 +49,7 @@ def answer(run: Any, source: Path, out: Path, **options: Any) -> int:
 
 @pytest.fixture
 def source(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        lines, "_job", lambda run, source, ask: {"weights": run.weights, "text": source.read_text(), "ask": ask}
-    )
+    monkeypatch.setattr(lines, "_job", lambda run, ask: {"weights": run.weights, "ask": ask})
     path = tmp_path / "in.txt"
     path.write_text("".join(f"line {i}\n" for i in range(100)))
     return path
@@ -95,6 +93,29 @@ def test_lines_of_another_job_are_not_joined(tmp_path, source):
         answer(Upper(), source, tmp_path / "out")
 
 
+def test_lines_may_be_mended_until_they_are_answered(tmp_path, source):
+    with pytest.raises(KeyboardInterrupt):
+        answer(Upper(dies=3), source, tmp_path / "out")
+    text = source.read_text()
+    source.write_text(text.replace("line 63", "changed"))
+    with pytest.raises(RefusedError, match="differs in lines 33 to 64"):
+        answer(Upper(), source, tmp_path / "out")
+    source.write_text(text.replace("line 64", "mended") + "one more\n")
+    assert answer(Upper(), source, tmp_path / "out") == 101
+    answered = (tmp_path / "out").read_text().splitlines()
+    assert answered[63:65] == ["LINE 6332", "MENDED32"] and answered[100] == "ONE MORE5"
+
+
+def test_one_process_at_a_time(tmp_path, source):
+    class Second(Upper):
+        def answers(self, group, **more):
+            with pytest.raises(UsageError, match="another process"):
+                answer(Upper(), source, tmp_path / "out")
+            return super().answers(group, **more)
+
+    assert answer(Second(), source, tmp_path / "out") == 100
+
+
 def test_misuse(tmp_path, source):
     (tmp_path / "there").write_text("precious")
     with pytest.raises(UsageError, match="not written over"):
@@ -111,7 +132,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_lines import Upper
 from etude.engine import lines
-lines._job = lambda run, source, ask: {{}}
+lines._job = lambda run, ask: {{}}
 class Slow(Upper):
     def answers(self, group, **ask):
         time.sleep(0.05)
@@ -132,7 +153,7 @@ def test_kill_9(tmp_path, monkeypatch):
     process.kill()
     assert process.wait() == -signal.SIGKILL and not out.exists()
     assert 0 < part.read_bytes().count(b"\n") < 4000
-    monkeypatch.setattr(lines, "_job", lambda run, source, ask: {})
+    monkeypatch.setattr(lines, "_job", lambda run, ask: {})
     answer(Upper(), source, out)
     assert out.read_text().splitlines() == [f"LINE {i}32" for i in range(4000)]
 

@@ -1,16 +1,19 @@
 """A file's lines answered into another file, durably: whatever ends the process, what was answered stays answered.
 
 Answers go to OUT.part, forced to the disk a few lines at a time; OUT appears when it is whole. Beside them OUT.job says
-what is being done, so that lines of another file, run or search are never joined with these. Lines are always answered
-in the same groups, so that a job that was stopped ends with the same bytes as one that was not.
+what is being done, so that lines of another file, run or search are never joined with these; lines that are not yet
+answered may still be mended. Lines are always answered in the same groups, so that a job that was stopped ends with the
+same bytes as one that was not. One process at a time writes.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from etude.engine import checkpoint
 from etude.engine.run import Run
@@ -38,20 +41,21 @@ def answer(
         raise MissingError(f"there is no folder {out.parent}", hint=f"mkdir -p {out.parent}")
     lines = run.recipe.data.lines(source)
     part, note = (out.with_name(out.name + ending) for ending in (".part", ".job"))
-    _claim(note, part, _job(run, source, ask))
-    done = _finished(part)
-    if progress:
-        progress(done, len(lines))
+    groups = [lines[first : first + GROUP] for first in range(0, len(lines), GROUP)]
     try:
         with open(part, "ab") as file:
-            for first in range(done // GROUP * GROUP, len(lines), GROUP):
-                group = lines[first : first + GROUP]
+            _alone(file, part)
+            _claim(note, part, {"groups": [_digest(group) for group in groups], **_job(run, ask)})
+            done = _finished(part)
+            if progress:
+                progress(done, len(lines))
+            for i, group in list(enumerate(groups))[done // GROUP :]:
                 answers = run.answers(group, device=device, **ask)
-                file.write("".join(f"{line}\n" for line in answers[max(0, done - first) :]).encode())
+                file.write("".join(f"{line}\n" for line in answers[max(0, done - i * GROUP) :]).encode())
                 file.flush()
                 os.fsync(file.fileno())
                 if progress:
-                    progress(first + len(group), len(lines))
+                    progress(i * GROUP + len(group), len(lines))
     except OSError as error:
         raise EtudeError(
             f"{part} cannot be written: {error.strerror or error}", hint="free some space, then the same command"
@@ -61,38 +65,52 @@ def answer(
     return len(lines)
 
 
-def _job(run: Run, source: Path, ask: dict[str, Any]) -> dict[str, Any]:
-    """What decides the answers."""
+def _job(run: Run, ask: dict[str, Any]) -> dict[str, Any]:
+    """What decides the answers, apart from the lines."""
     return {
-        "lines_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
         "weights_sha256": checkpoint.digest(run.model("cpu").state_dict()),
         "ask": {name: ask[name] for name in sorted(ask)},
     }
 
 
+def _digest(group: list[str]) -> str:
+    return hashlib.sha256("\n".join(group).encode("utf-8", "surrogateescape")).hexdigest()
+
+
 def _claim(note: Path, part: Path, job: dict[str, Any]) -> None:
-    """Write down what is being done, or compare it with what was."""
-    if part.exists():
+    """Write down what is being done, after a comparison with what was, as far as that was done."""
+    done = part.read_bytes().count(b"\n")
+    if done:
         try:
             before = json.loads(note.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             before = {}
-        if before != job:
-            amiss = [name for name in job if before.get(name) != job[name]]
+        amiss = [name for name in job if name != "groups" and before.get(name) != job[name]]
+        begun = -(-done // GROUP)
+        pairs = zip_longest(before.get("groups", [])[:begun], job["groups"][:begun])
+        amiss += [f"lines {i * GROUP + 1} to {(i + 1) * GROUP}" for i, (old, new) in enumerate(pairs) if old != new][:1]
+        if amiss:
             raise RefusedError(
                 f"{part} belongs to another job: it differs in {', '.join(amiss)}", hint=f"rm {part} {note}"
             )
-        return
     checkpoint.write_atomic(note, json.dumps(job, indent=1).encode())
+
+
+def _alone(file: IO[bytes], part: Path) -> None:
+    """Keep other processes from writing; the system forgets it of one that is killed."""
+    with contextlib.suppress(ImportError):  # Windows has no such lock
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{part} is being written by another process", hint="wait, or another --save") from None
 
 
 def _finished(part: Path) -> int:
     """How many whole lines are there; a half one, which a kill left, is cut off."""
-    if not part.exists():
-        return 0
     content = part.read_bytes()
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
-        with open(part, "r+b") as file:
-            file.truncate(whole)
+        os.truncate(part, whole)
     return content.count(b"\n")

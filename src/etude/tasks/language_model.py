@@ -52,7 +52,7 @@ class Continue(Ask):
     """The same seed writes the same text."""
     weights: str = ""
     """How a CPU keeps the weights of linear layers while writing: fp32, bf16 or int8, each faster than the one before;
-    empty: as they are."""
+    empty: in what the run was trained in."""
 
     def __post_init__(self) -> None:
         if self.weights not in ("", *KEPT):
@@ -193,7 +193,7 @@ class LanguageModel(Task):
         """Each prompt's continuation. Inputs: texts, or Paths of files that hold one."""
         assert isinstance(data, Texts)
         asked, vocabulary = ask or Continue(), data.vocabulary_of(facts)
-        model = fast_linears(model, dtype=KEPT[asked.weights]) if asked.weights else model
+        model = fast_linears(model, dtype=KEPT[asked.weights or _trained_in()])
         prompts = [data.text(raw) for raw in inputs]
         ids = [_encoded(model, vocabulary, prompt) for prompt in prompts]
         together = [ids] if hasattr(model, "cache") else [[one] for one in ids]
@@ -211,12 +211,17 @@ class LanguageModel(Task):
         """The prompt, and its continuation while it is written."""
         assert isinstance(data, Texts)
         asked, vocabulary = ask or Continue(), data.vocabulary_of(facts)
-        model = fast_linears(model, dtype=KEPT[asked.weights]) if asked.weights else model
+        model = fast_linears(model, dtype=KEPT[asked.weights or _trained_in()])
         prompt = data.text(raw)
         ids = _encoded(model, vocabulary, prompt)
         yield prompt
         tokens = (one[0] for step in written(model, [ids], asked, vocabulary) if (one := step[0]))
         yield from (text for text, _ in until(((text, 0.0) for text in vocabulary.texts(tokens)), asked.stop))
+
+
+def _trained_in() -> str:
+    """The type that a CPU computes in here: `predict` is called within the run's autocast."""
+    return "bf16" if torch.is_autocast_enabled("cpu") else "fp32"
 
 
 def _encoded(model: nn.Module, vocabulary: TextTokens, prompt: str) -> list[int]:

@@ -107,10 +107,19 @@ def study(
     return studies.train(chosen, run=run, device=device, workers=workers, quiet=quiet, types=types)
 
 
-def open(path: str | Path, *, types: tuple[type, ...] = ()) -> Run:
-    """A run directory, finished or not."""
-    from etude.engine.run import Run
+def open(path: str | Path, *, types: tuple[type, ...] = (), **changes: Any) -> Run:
+    """A run directory, finished or not; or the name of a recipe that begins with published weights, which are asked as
+    they are, with fields changed: `etude.open("esrgan.realesrgan").predict("photo.jpg")`."""
+    from pathlib import Path
 
+    from etude import catalog
+    from etude.engine.run import Published, Run
+    from etude.errors import UsageError
+
+    if str(path) in catalog.recipes() and not Path(path).exists():
+        return Published(recipe(str(path), **changes))
+    if changes:
+        raise UsageError(f"{path} is no recipe; fields of a run's recipe cannot be changed: {', '.join(changes)}")
     return Run(path, types=types)
 
 

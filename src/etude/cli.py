@@ -449,8 +449,10 @@ def predict(arguments: list[str]) -> int:
     The flags that a run's task adds: etude predict RUN --help.
     """
     parser = _parser("predict")
-    parser.add_argument("run", help="the run directory")
+    parser.add_argument("run", help="the run directory, or a recipe with published weights")
     parser.add_argument("inputs", nargs="*", help="files or folders of pictures, texts, ...: what the run's data takes")
+    parser.add_argument("--start.weights", dest="weights_file", metavar="FILE", help="of a recipe: ask these weights")
+    parser.add_argument("--start.layout", dest="layout", metavar="NAME", help="the naming scheme that they come in")
     parser.add_argument("--samples", type=int, default=0, help="take this many samples of the test split instead")
     parser.add_argument(
         "--save", metavar="DIR", default=None, help="write each answer to a file there; of translated lines, the file"
@@ -459,13 +461,14 @@ def predict(arguments: list[str]) -> int:
         "--stream", action="store_true", help="show a text while it is written, as a terminal does with one input"
     )
     parser.add_argument("--device", default="auto")
-    choices = _ask_flags(parser, next((word for word in arguments if (Path(word) / "recipe.json").is_file()), ""))
+    choices = _ask_flags(parser, arguments)
     options = parser.parse_intermixed_args(arguments)
     if options.samples < 0 or bool(options.inputs) == bool(options.samples):
         raise UsageError("etude predict takes inputs, or --samples N", hint="etude predict --help")
     import etude
 
-    run = etude.open(options.run)
+    started = {"start.weights": options.weights_file, "start.layout": options.layout}
+    run = etude.open(options.run, **{name: value for name, value in started.items() if value is not None})
     if options.inputs:
         inputs = run.recipe.data.read(options.inputs)
     else:
@@ -495,7 +498,7 @@ def _answer(
     run: Run, inputs: list[tuple[str, Any]], options: argparse.Namespace, asked: dict[str, Any]
 ) -> tuple[list[tuple[dict[str, Any], list[str]]], list[tuple[str, UsageError]]]:
     """Each input's answer as a document and as a row, saved where --save says; and those that could not be read."""
-    stems = [re.sub(r"[^\w.-]+", "_", Path(name).stem)[:80] for name, _ in inputs]
+    stems = [re.sub(r"[^\w.-]+", "_", Path(name.removesuffix(".gz")).stem)[:80] for name, _ in inputs]
     if len(set(stems)) < len(stems):
         stems = [f"{i:04d}-{stem}" for i, stem in enumerate(stems)]
     if options.save:
@@ -557,8 +560,10 @@ def _stream(run: Run, inputs: list[tuple[str, Any]], device: str, asked: dict[st
     return code
 
 
-def _ask_flags(parser: _Parser, place: str) -> list[str]:
-    """Add a flag for each field of what the run's task lets one choose (`Task.ask`); returns their names."""
+def _ask_flags(parser: _Parser, arguments: list[str]) -> list[str]:
+    """Add a flag for each field of what the task of the named run lets one choose (`Task.ask`); returns their names."""
+    recipes = catalog.recipes()
+    place = next((word for word in arguments if word in recipes or (Path(word) / "recipe.json").is_file()), "")
     if not place:
         return []
     import dataclasses
@@ -566,9 +571,9 @@ def _ask_flags(parser: _Parser, place: str) -> list[str]:
 
     import etude
 
-    ask = etude.open(place).recipe.task.ask
-    kinds, names = typing.get_type_hints(ask), []
-    for field in dataclasses.fields(ask):
+    known = etude.open(place).recipe if Path(place).exists() else etude.recipe(place)
+    kinds, names = typing.get_type_hints(known.task.ask), []
+    for field in dataclasses.fields(known.task.ask):
         kind = kinds[field.name]
         plain = [k for k in typing.get_args(kind) if k is not type(None)] or [kind]
         flag = f"--{field.name.replace('_', '-')}"

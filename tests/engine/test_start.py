@@ -1,12 +1,17 @@
 """Training that begins with given weights, and the texts that a run keeps beside its facts."""
 
+import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from toys import TYPES, BlobSet, everything
 
+import etude
+from etude.cli import main
 from etude.engine import fit
 from etude.engine.recipe import Recipe, Start
 from etude.engine.run import Run
@@ -86,3 +91,27 @@ def test_longer_texts_are_kept_beside_the_facts(tmp_path, monkeypatch):
     (run.path / "words.json").unlink()
     with pytest.raises(MissingError, match=r"words\.json is missing"):
         _ = run.facts
+
+
+def test_published_weights_are_asked_without_a_run(tmp_path, monkeypatch, capsys):
+    """A recipe that begins with weights for its whole model answers as the model does; one without says so."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = etude.recipe("resnet.digits").model.build().eval()
+    save_file(model.state_dict(), "digits.safetensors")
+    run = etude.open("resnet.digits", **{"start.weights": "digits.safetensors", "precision": "fp32"})
+    images = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = model(run.recipe.data.collate(list(images))["image"]).softmax(1)
+    answers = run.predict(*images)
+    for answer, row in zip(answers, expected):
+        assert answer.label == str(int(row.argmax())) and answer.confidence == pytest.approx(float(row.max()), rel=1e-4)
+    with pytest.raises(UsageError, match="begins without weights"):
+        etude.open("resnet.digits")
+    with pytest.raises(UsageError, match="is no recipe"):
+        etude.open(tmp_path, seed=1)
+    Image.fromarray(images[0, 0].numpy()).save("one.png")
+    words = ["predict", "resnet.digits", "one.png", "--start.weights", "digits.safetensors", "--json"]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["results"][0]["label"] == answers[0].label
+    assert main([*words[:4], "nowhere.pth"]) == 3 and not Path("runs").exists()

@@ -72,7 +72,7 @@ class Start:
                 )
             path = fetch.path(self.weights)
         if path.is_dir():
-            found = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
+            found = [path / name for name in WEIGHT_FILES if (path / name).is_file()] or sorted(path.glob("*.param"))
             if not found:
                 raise MissingError(f"start.weights: {path} holds no {' or '.join(WEIGHT_FILES)}")
             path = found[0]

@@ -20,7 +20,7 @@ from etude.data.base import Dataset
 from etude.engine import checkpoint
 from etude.engine.evaluate import answering, measure, numbers
 from etude.engine.parallel import World
-from etude.engine.precision import Resolved, autocast, computes_bf16, pick_device
+from etude.engine.precision import Resolved, autocast, computes_bf16, pick_device, resolve
 from etude.engine.recipe import Recipe, check
 from etude.errors import MissingError, RefusedError, UsageError, nearest
 from etude.tasks.metrics import Metric
@@ -276,3 +276,33 @@ class Run:
     def report(self) -> Path:
         """Write report.html anew from the run's files."""
         return report.write(self.path)
+
+
+class Published(Run):
+    """A recipe's own weights to begin with, asked without training: the verbs of a run on what others trained."""
+
+    def __init__(self, recipe: Recipe):
+        """UsageError where the recipe names no weights for the whole model."""
+        if not recipe.start.weights or recipe.start.part:
+            raise UsageError(
+                f"{recipe.name} is a recipe that begins without weights for the whole model: there is nothing to ask "
+                "before it is trained",
+                hint=f"etude train {recipe.name}, or --start.weights FILE --start.layout NAME",
+            )
+        self.path, self.recipe = Path(recipe.name), recipe
+        self._model, self._answering = None, None
+
+    @property
+    def env(self) -> dict[str, Any]:
+        """Only what is known without a run: the precision."""
+        return {"precision": resolve(self.recipe.precision, pick_device())}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Classes by number: the data that was learned from is not here."""
+        return {"classes": [str(number) for number in range(getattr(self.recipe.model, "num_classes", 0))]}
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        model: nn.Module = self.recipe.model.build()
+        self.recipe.start.fill(model)
+        return model.state_dict()

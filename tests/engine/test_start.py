@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -99,7 +100,8 @@ def test_published_weights_are_asked_without_a_run(tmp_path, monkeypatch, capsys
     torch.manual_seed(0)
     model = etude.recipe("resnet.digits").model.build().eval()
     save_file(model.state_dict(), "digits.safetensors")
-    run = etude.open("resnet.digits", **{"start.weights": "digits.safetensors", "precision": "fp32"})
+    changes: dict[str, Any] = {"start.weights": "digits.safetensors", "precision": "fp32"}
+    run = etude.open("resnet.digits", **changes)
     images = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
     with torch.no_grad():
         expected = model(run.recipe.data.collate(list(images))["image"]).softmax(1)

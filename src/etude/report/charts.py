@@ -353,7 +353,7 @@ def lines(
     names = [short(s.name, 16) for s in series]
     top = 20 if y else 8
     y_axis = Axis(*_domain(series, log=log, share=share), _HEIGHT - top - 26, log, flip=True, share=share)
-    direct = max(12 + 7.4 * len(name) for name in names) if len(names) > 1 else 0  # a single line needs no name
+    direct = max(14 + 8.2 * len(name) for name in names) if len(names) > 1 else 0  # a single line needs no name
     left, right = _margin(y_axis), max(direct, 24 + 6.6 * len(x))
     start, end = min(float(s.x.min()) for s in series), max(float(s.x.max()) for s in series)
     start = min(start, 0.0) if start <= 0.2 * end and not log_x else start

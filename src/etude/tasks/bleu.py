@@ -81,6 +81,7 @@ class BLEU(Metric):
     translated: int = 0
     referred: int = 0
     """Tokens of the translations and of their references."""
+    sentences: int = 0
 
     def words(self, text: str) -> list[str]:
         """A text's tokens."""
@@ -90,6 +91,7 @@ class BLEU(Metric):
     def add(self, translation: str, reference: str) -> None:
         """One sentence."""
         ours, theirs = self.words(translation), self.words(reference)
+        self.sentences += 1
         self.translated += len(ours)
         self.referred += len(theirs)
         for n in range(1, 5):
@@ -102,10 +104,14 @@ class BLEU(Metric):
         self.counts = [a + b for a, b in zip(self.counts, other.counts)]
         self.translated += other.translated
         self.referred += other.referred
+        self.sentences += other.sentences
 
-    def value(self) -> float:
+    def value(self) -> float | None:
         """100 times the geometric mean of the four precisions, times exp(1 - r / c) where the translations are shorter.
-        A precision of none in N is 1 / (2 N), the next such one 1 / (4 N), and so on."""
+        A precision of none in N is 1 / (2 N), the next such one 1 / (4 N), and so on. None where there was nothing to
+        translate."""
+        if not self.sentences:
+            return None
         if not any(self.matches):
             return 0.0
         logs, halves = 0.0, 1
@@ -131,10 +137,12 @@ class ChrF(Metric):
 
     counts: list[list[int]] = field(default_factory=lambda: [[0, 0, 0] for _ in range(6)])
     """For n = 1 ... 6: n-grams of the translations, of the references, and in both."""
+    sentences: int = 0
 
     def add(self, translation: str, reference: str) -> None:
         """One sentence."""
         ours, theirs = ("".join(text.split()) for text in (translation, reference))
+        self.sentences += 1
         for n, counts in enumerate(self.counts, 1):
             found, wanted = _ngrams(ours, n), _ngrams(theirs, n)
             counts[0] += found.total() if wanted else 0
@@ -143,9 +151,13 @@ class ChrF(Metric):
 
     def merge(self, other: "ChrF") -> None:
         self.counts = [[a + b for a, b in zip(mine, theirs)] for mine, theirs in zip(self.counts, other.counts)]
+        self.sentences += other.sentences
 
-    def value(self) -> float:
-        """100 times 5 P R / (4 P + R) of mean precision and recall over those n that both sides have."""
+    def value(self) -> float | None:
+        """100 times 5 P R / (4 P + R) of mean precision and recall over those n that both sides have; None where there
+        was nothing to translate."""
+        if not self.sentences:
+            return None
         used = [(both / ours, both / theirs) for ours, theirs, both in self.counts if ours and theirs]
         precision = sum(p for p, _ in used) / max(1, len(used))
         recall = sum(r for _, r in used) / max(1, len(used))

@@ -474,8 +474,9 @@ def predict(arguments: list[str]) -> int:
     else:
         inputs = run.recipe.data.open().samples("test", options.samples)
     asked = {name: getattr(options, name) for name in choices if getattr(options, name) is not None}
-    if run.recipe.task.by_line and options.save and isinstance(inputs[0][1], Path) and not Path(options.save).is_dir():
-        return _answer_lines(run, [raw for _, raw in inputs], options, asked)
+    into_folder = len(inputs) > 1 or (options.save or "").endswith("/") or Path(options.save or ".").is_dir()
+    if run.recipe.task.by_line and isinstance(inputs[0][1], Path) and not into_folder:
+        return _answer_lines(run, inputs[0][1], options, asked)
     plain = not options.json and not options.save
     if options.stream and not plain:
         raise UsageError("--stream shows a text while it is written; it goes with neither --json nor --save")
@@ -530,15 +531,13 @@ def _answer(
     return answered, errors
 
 
-def _answer_lines(run: Run, files: list[Any], options: argparse.Namespace, asked: dict[str, Any]) -> int:
+def _answer_lines(run: Run, file: Path, options: argparse.Namespace, asked: dict[str, Any]) -> int:
     """A file's lines into the file --save, resumable."""
-    if len(files) > 1:
-        raise UsageError(f"--save {options.save} takes the lines of one file, not of {len(files)}", hint="--save DIR/")
     from etude.engine.lines import answer
 
     with bars() as show:
         progress = partial(show, "lines")
-        count = answer(run, files[0], Path(options.save), device=options.device, progress=progress, **asked)
+        count = answer(run, file, Path(options.save), device=options.device, progress=progress, **asked)
     document = {"run": str(run.path), "lines": count, "saved": options.save}
     _json(document) if options.json else _table([["lines", f"{count:,}"], ["saved", options.save]])
     return 0

@@ -207,3 +207,13 @@ def test_other_misuse(tmp_path):
     ):
         with pytest.raises(UsageError):
             wrong()
+
+
+@pytest.mark.parametrize("lacking", ["test.en", "test.de", "train.de"])
+def test_a_side_that_lacks_is_told(tmp_path, lacking):
+    files = {f"{split}.{language}": "\n".join(f"{split} {language} {i}" for i in range(30))
+             for split in ("train", "test") for language in ("en", "de")}  # fmt: skip
+    write(tmp_path, **files)
+    (tmp_path / lacking).unlink()
+    with pytest.raises(MissingError, match=lacking):
+        Pairs(path=str(tmp_path), vocab_size=300).open()

@@ -1,5 +1,7 @@
 """GPT: its reference, its sizes, its properties, and what it writes."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -170,7 +172,7 @@ def test_cached_equals_uncached_to_the_token(window, options):
 
     model, x = small(window=window), ids(2, 8)
     cached = model.generate(x, 14, seed=5, **options)
-    numbers = torch.rand(14, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    numbers = torch.rand(14, generator=torch.Generator().manual_seed(5), dtype=torch.float64)[:, None].expand(-1, 2)
     uncached = torch.stack([chosen for chosen, _ in write(Forgetful(), x, numbers, **options)], 1)
     assert torch.equal(cached, uncached)
 
@@ -181,10 +183,33 @@ def test_left_padded_batches_equal_single_texts(window, penalty):
     model, lengths = small(window=window), torch.tensor([9, 1, 4, 6])
     x = ids(4, 9)
     padded = x * (torch.arange(9) >= 9 - lengths[:, None])
-    batch = model.generate(padded, 12, lengths=lengths, repetition_penalty=penalty)
-    for row, text, length in zip(batch, x, lengths.tolist()):
-        single = model.generate(text[None, 9 - length :], 12, repetition_penalty=penalty)
-        assert torch.equal(row, single[0])
+    options: list[dict[str, Any]] = [{"temperature": 0.0}, {"temperature": 1.0, "seed": 3}]
+    for chosen in options:
+        batch = model.generate(padded, 12, lengths=lengths, repetition_penalty=penalty, **chosen)
+        for row, text, length in zip(batch, x, lengths.tolist()):
+            single = model.generate(text[None, 9 - length :], 12, repetition_penalty=penalty, **chosen)
+            assert torch.equal(row, single[0])
+
+
+def test_a_seed_for_each_prompt():
+    model, x = small(), ids(1, 5).expand(3, -1)
+    made = model.generate(x, 10, temperature=1.0, seed=[4, 5, 4])
+    assert torch.equal(made[0], made[2]) and not torch.equal(made[0], made[1])
+    assert torch.equal(made[1:2], model.generate(x[:1], 10, temperature=1.0, seed=5))
+    with pytest.raises(ValueError, match="2 seeds for 3 prompts"):
+        model.generate(x, 10, seed=[1, 2])
+
+
+def test_answers_are_without_dropout_whatever_the_mode():
+    model, x = small(dropout=0.5), ids(1, 5)
+    expected = model.eval().generate(x, 8)
+    assert torch.equal(model.train().generate(x, 8), expected) and model.training
+
+
+def test_ids_of_another_vocabulary_are_named():
+    model = small()
+    with pytest.raises(ValueError, match=f"there is no token {model.config.vocab_size}: the vocabulary has"):
+        model(torch.tensor([[0, model.config.vocab_size]]))
 
 
 def test_texts_that_have_ended_stay_so():

@@ -173,3 +173,14 @@ def test_sizes():
 def test_configurations_that_cannot_be(changes, words):
     with pytest.raises(ValueError, match=words):
         tf.Config(**SMALL | changes)
+
+
+def test_ids_of_another_vocabulary_are_named_and_answers_are_without_dropout():
+    torch.manual_seed(0)
+    model = tf.Config(vocab_size=40, width=16, depth=1, num_heads=2, ffn=32, dropout=0.5, norm="pre").build()
+    for source, target in ((41, 1), (1, 41)):
+        with pytest.raises(ValueError, match="there is no token 41: the vocabulary has 40"):
+            model(torch.tensor([[source]]), torch.tensor([[target]]))
+    x = torch.tensor([[5, 6, 7]])
+    first, second = (model.train().generate(x, beam=2, max_length=9) for _ in range(2))
+    assert first == second == model.eval().generate(x, beam=2, max_length=9)

@@ -160,10 +160,7 @@ def test_another_models_vocabulary(folder, run, tmp_path):
     document["model"]["vocab"]["more"] = 14
     try:
         kept.write_text(json.dumps(document))
-        with pytest.raises(RefusedError, match=r"tokenizer\.json has 15 tokens, its model 14"):
-            etude.open(run.path).predict("fine")
-        kept.write_text("{}")
-        with pytest.raises(RefusedError, match="no tokenizer"):
+        with pytest.raises(RefusedError, match=r"tokenizer\.json is not the one that the run was trained with"):
             etude.open(run.path).predict("fine")
     finally:
         kept.write_text(content)
@@ -211,3 +208,22 @@ def test_embeddings(folder):
         assert torch.allclose(points[i], F.normalize(hidden.mean(0), dim=0), atol=1e-5)
     with pytest.raises(UsageError, match="empty"):
         embed(model, tokenizer, ["fine", " "])
+
+
+def test_other_sentences_are_measured_in_the_runs_own_classes(run, tmp_path):
+    """Whatever order their labels come in, all of them, and of one class too."""
+    rows = [(label, f"the {word} film") for label, word in (("good", "fine"), ("bad", "dull"))]
+    (tmp_path / "two.tsv").write_text("\n".join("\t".join(row) for row in rows * 6))
+    (tmp_path / "one.tsv").write_text("\n".join("\t".join(row) for row in rows[:1] * 3))
+    (tmp_path / "odd.tsv").write_text("strange\tthe fine film\n")
+    for name, count in (("two", 12), ("one", 3)):
+        measured = run.measure(data_path=str(tmp_path / f"{name}.tsv"))
+        assert measured["accuracy"].value() == 1.0 and measured["accuracy"].count == count
+    with pytest.raises(UsageError, match="labels that training has not: strange"):
+        run.measure(data_path=str(tmp_path / "odd.tsv"))
+    assert run.evaluate()["accuracy"] == pytest.approx(run.result["eval"]["accuracy"])
+
+
+def test_a_name_of_no_file_is_no_sentence(run, capsys):
+    assert main(["predict", str(run.path), "flims.txt"]) == 2
+    assert "there is no file flims.txt" in capsys.readouterr().err

@@ -98,3 +98,19 @@ def test_what_does_not_fit(recipe, tmp_path):
         etude.train(recipe.with_(**{"model.vocab_size": 9}), run=tmp_path / "run", quiet=True)
     with pytest.raises(UsageError, match="has 9 positions"):
         etude.train(recipe.with_(**{"model.positions": 9}), run=tmp_path / "run", quiet=True)
+
+
+def test_another_text_is_measured_in_the_runs_own_tokens(run, tmp_path):
+    """All of it; and the run's own text as it was."""
+    other = tmp_path / "other.txt"
+    other.write_text("ten nine eight seven\n" * 200)
+    dataset = run.recipe.data.__class__(**{**vars(run.recipe.data), "path": str(other)}).reopen(run.facts)
+    assert dataset.files == run.facts["files"] and list(dataset.sizes) == ["test"]
+    assert len(dataset._ids["test"]) == 800
+    assert run.evaluate()["loss"] == pytest.approx(run.result["eval"]["loss"], rel=1e-5)
+
+
+def test_files_and_standard_input(run, tmp_path, monkeypatch):
+    (tmp_path / "two.txt").write_text("one one [MASK]\n\ntwo [MASK] two\n")
+    named = run.recipe.data.read([str(tmp_path / "two.txt"), "three [MASK]"])
+    assert [text for _, text in named] == ["one one [MASK]", "two [MASK] two", "three [MASK]"]

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from etude.cli import main
 from etude.data.base import Dataset
-from etude.data.pairs import Pairs
+from etude.data.pairs import Pairs, encode
 from etude.engine import fit
 from etude.engine.optim import Optim, Schedule
 from etude.engine.recipe import Recipe
@@ -188,3 +190,38 @@ def test_bfloat16_logits_are_scored_in_float32(trained):
     with torch.autocast("cpu", torch.bfloat16):
         logits, labels, sequence = _scored(trained.model(), batch)
     assert logits.dtype == torch.float32 and len(logits) == len(labels) == len(sequence) == batch["target_length"].sum()
+
+
+def test_words_for_special_tokens_are_text(trained):
+    """A tag in a sentence is its characters, not its end."""
+    text = "use <s> and </s> or <pad> here"
+    dataset = trained.recipe.data.open()
+    ids, end = encode(dataset.tokenizer, [text])
+    assert (ids[0][:-1] > 2).all() and ids[0][-1] == end
+    assert dataset.tokenizer.decode(ids[0].tolist()) == text
+
+
+def test_the_runs_own_pairs_are_known_by_any_name(trained, tmp_path, monkeypatch):
+    path = Path(trained.recipe.data.path)
+    monkeypatch.chdir(path.parent)
+    assert trained.evaluate(data_path=path.name)["loss"] == trained.evaluate()["loss"]
+
+
+def test_what_cannot_be_translated_is_told(trained, tmp_path, capsys):
+    for words, said in (
+        (["file\udcff"], "the text is not UTF-8"),
+        (["file", "--beam", "500"], "beam is 500"),
+        (["flie.txt"], "there is no file flie.txt"),
+    ):
+        assert main(["predict", str(trained.path), *words]) == 2
+        assert said in capsys.readouterr().err
+    (tmp_path / "long.txt").write_text("file\n" * 40 + "file " * 3000 + "\nfile\n")
+    out = tmp_path / "long.out"
+    assert main(["predict", str(trained.path), str(tmp_path / "long.txt"), "--save", str(out)]) == 2
+    assert "long.txt, line 41: a sentence has" in capsys.readouterr().err
+    (tmp_path / "long.txt").write_text("file\n" * 42)
+    assert main(["predict", str(trained.path), str(tmp_path / "long.txt"), "--save", str(out)]) == 0
+    assert len(out.read_text().splitlines()) == 42
+    folder = f"{tmp_path}/answers/"
+    assert main(["predict", str(trained.path), str(tmp_path / "long.txt"), "--save", folder]) == 0
+    assert [path.name for path in Path(folder).iterdir()] == ["long.txt"]

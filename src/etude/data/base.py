@@ -46,6 +46,12 @@ class Data(ABC):
         """Prepared samples -> a batch as the model takes it, without labels."""
 
 
+def same_source(facts: dict[str, Any], data: Any) -> bool:
+    """Whether a data set with a `source` and a `path` is the one that a run's facts are of: by name, or one place."""
+    known = str(facts.get("source"))
+    return known == data.source if not data.path else Path(known).resolve() == Path(data.path).expanduser().resolve()
+
+
 class Dataset(ABC):
     """An opened data set. Pure: the same arguments give the same batch, in any process and order."""
 

@@ -447,10 +447,11 @@ class CorpusDataset(Windows):
                     hint=f"a longer text, or a larger share: --data.{part} 0.2",
                 )
 
-    def amounts(self, targets: Tensor, own: Tensor) -> Batch:
-        """Of wordpiece nothing: it keeps neither space nor case."""
+    def amounts(self, split: str, targets: Tensor, own: Tensor) -> Batch:
+        """Of wordpiece, which keeps neither space nor case, each token has its share of the whole split's."""
         if self._bytes is None or self._characters is None:
-            return {}
+            tokens = len(self.ids[split]) - 1
+            return {name: own.sum(1) * (self.facts[name][split] / tokens) for name in ("bytes", "characters")}
         return {"bytes": (self._bytes[targets] * own).sum(1), "characters": (self._characters[targets] * own).sum(1)}
 
     def samples(self, split: str, count: int) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ The parts are train, validation and test in the text's own order. Which tokens a
 place, follows from (seed, epoch, index) alone; in held-out parts it is always the same.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from etude.data import order, pieces, tokenizers
-from etude.data.base import Batch, Data, Dataset
-from etude.data.text import Text
+from etude.data.base import Batch, Data, Dataset, same_source
+from etude.data.text import Text, lines_named
 from etude.errors import UsageError
 
 UNASKED = -100
@@ -70,6 +71,15 @@ class Masked(Data):
         """Read the text, learn its vocabulary if none is given, and number its tokens."""
         return MaskedDataset(self)
 
+    def reopen(self, facts: dict[str, Any]) -> "MaskedDataset":
+        """The text in a run's own tokens. Of another text than the run's nothing was learned: all of it is the test
+        part."""
+        return MaskedDataset(self, pieces.kept(facts), own=same_source(facts, self))
+
+    def read(self, words: Sequence[str]) -> list[tuple[str, str]]:
+        """Sentences, files of them, or "-" for standard input."""
+        return lines_named(words)
+
     def prepare(self, raw: Any) -> Tensor:
         """A sentence with [MASK] in it -> (T,) ids. Reads the whole text for its vocabulary; a run keeps that."""
         tokenizer = tokenizers.from_json(self.open().files[tokenizers.FILE])
@@ -84,7 +94,8 @@ class MaskedDataset(Dataset):
     """Windows: {"ids": (B, T) with what is hidden, "target": (B, T), the true token where one is asked for, UNASKED
     elsewhere, "index": (B,)}."""
 
-    def __init__(self, data: Masked):
+    def __init__(self, data: Masked, tokenizer: Tokenizer | None = None, *, own: bool = True):
+        """`tokenizer`: a run's, if there is one; and whether the text is the run's own."""
         self.data = data
         text = Text(source=data.source, path=data.path).load()
         text = text[: data.limit or len(text)]
@@ -92,7 +103,11 @@ class MaskedDataset(Dataset):
         parts = {"train": text[:first], "validation": text[first:last], "test": text[last:]}
         if data.validation == 0:
             del parts["validation"]
-        if data.vocabulary:
+        if not own:
+            parts = {"test": text}
+        if tokenizer is not None:
+            self.tokenizer = tokenizer
+        elif data.vocabulary:
             self.tokenizer = pieces.find(data.vocabulary, lowercase=data.lowercase)
         else:
             lines = parts["train"].split("\n")
@@ -105,7 +120,7 @@ class MaskedDataset(Dataset):
             raise UsageError(
                 f"the {split} part of {data.path or data.source} has {len(self._ids[split]):,} tokens, fewer than one "
                 f"window of {self._inner}",
-                hint=f"--data.length {max(3, len(self._ids[split]))}, a larger --data.{split}, or a longer text",
+                hint=f"--data.length {max(3, len(self._ids[split]))}, or a longer text",
             )
         tokens = [self.tokenizer.id_to_token(i) or "" for i in range(self.tokenizer.get_vocab_size())]
         self._continues = np.array([token.startswith("##") for token in tokens])

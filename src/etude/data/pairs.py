@@ -23,8 +23,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from etude.data import debian_pairs, fetch, order, tokenizers
-from etude.data.base import Batch, Data, Dataset
-from etude.data.text import is_file, read_file
+from etude.data.base import Batch, Data, Dataset, same_source
+from etude.data.text import is_file, lines_named, read_file
 from etude.errors import MissingError, UsageError
 
 PADDING, BEGIN, END = "<pad>", "<s>", "</s>"
@@ -92,12 +92,15 @@ class Pairs(Data):
         """These pairs in a run's own tokens. Other pairs than the run's are all the test part, as nothing was learned
         from them; of a folder, its test files."""
         tokenizer = tokenizers.from_json(facts["files"][tokenizers.FILE], where="the run's tokenizer.json")
-        own = facts.get("source") == (self.path or self.source)
-        return PairsDataset(self, tokenizer, None if own else {"test": load_all(self)})
+        return PairsDataset(self, tokenizer, None if same_source(facts, self) else {"test": load_all(self)})
 
     def read(self, words: Sequence[str]) -> list[tuple[str, str | Path]]:
-        """A file's name stands for the lines that the file holds, anything else for itself."""
-        return [(word, Path(word) if is_file(word) else word) for word in words]
+        """A file's name stands for the lines that the file holds, "-" for those of standard input, anything else for
+        itself."""
+        inputs: list[tuple[str, str | Path]] = []
+        for word in words:
+            inputs += lines_named([word]) if word == "-" else [(word, Path(word) if is_file(word) else word)]
+        return inputs
 
     def lines(self, path: Path) -> Texts:
         """The lines of a file. UsageError where it is empty, no UTF-8, or has a line that is too long."""
@@ -126,7 +129,7 @@ def load(data: Pairs) -> dict[str, tuple[Texts, Texts]]:
     parts = {
         split: _aligned(*both)
         for split, both in files.items()
-        if both[0].is_file() or (split == "train" and path.is_dir())
+        if any(file.is_file() for file in both) or (split == "train" and path.is_dir())
     }
     if "train" not in parts:
         raise MissingError(
@@ -254,6 +257,7 @@ def joint_bpe(parts: tuple[Texts, Texts], vocab_size: int) -> Tokenizer:
 def encode(tokenizer: Tokenizer, texts: Texts) -> tuple[list[NDArray[np.int64]], int]:
     """(T,) ids of each text with the end token, and that token's id. UsageError where the vocabulary has none."""
     end = special(tokenizer)["end"]
+    tokenizer.encode_special_tokens = True  # "</s>" in a text is text
     encoded = tokenizer.encode_batch([text.strip() for text in texts], add_special_tokens=False)
     return [np.array([*one.ids, end], dtype=np.int64) for one in encoded], end
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from etude.data import fetch, tokenizers
 from etude.data.base import Batch
+from etude.data.text import checked
 from etude.errors import MissingError, RefusedError, UsageError
 
 READ = 100_000
@@ -105,6 +106,4 @@ def text(raw: Any) -> str:
         raise UsageError(f"a sentence is wanted, not {type(raw).__name__}")
     if not raw.strip():
         raise UsageError("the sentence is empty")
-    if any(0xD800 <= ord(character) <= 0xDFFF for character in raw[:READ]):
-        raise UsageError("the sentence is not UTF-8 text")  # how Python reads such arguments
-    return raw
+    return checked(raw)

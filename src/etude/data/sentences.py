@@ -18,15 +18,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from etude.data import fetch, order, pieces, tokenizers
-from etude.data.base import Batch, Data, Dataset
-from etude.data.text import is_file, read_file, stdin
+from etude.data.base import Batch, Data, Dataset, same_source
+from etude.data.text import lines_named, read_file
 from etude.errors import MissingError, UsageError
 
 REVIEWS = "movieReviewSnippets_GroundTruth.txt"
 DECIDED = 0.5
 """Reviews rated between minus and plus this, of -4 to 4, are neither positive nor negative and left out."""
-NAMED = 60
-"""Characters of a sentence by which an answer to it is named."""
 SPLIT = 0x5EED
 """Seed of which sentences are held out: always the same ones."""
 LABELS = ("label", "class", "sentiment", "target")
@@ -69,6 +67,11 @@ class Sentences(Data):
         """Read the files, hold out, and encode all sentences."""
         return SentenceDataset(self)
 
+    def reopen(self, facts: dict[str, Any]) -> "SentenceDataset":
+        """The sentences in a run's own tokens and classes. Of other sentences than the run's nothing was learned: all
+        of a table are the test split, of a folder those of its test split or, where there is none, all."""
+        return SentenceDataset(self, facts)
+
     def tokenizer(self) -> Tokenizer:
         """Of the vocabulary; a run keeps it."""
         return pieces.find(self.vocabulary, lowercase=self.lowercase)
@@ -76,15 +79,7 @@ class Sentences(Data):
     def read(self, words: Sequence[str]) -> list[tuple[str, str]]:
         """What is named on a command line: "-" is standard input and a file's name its content, one sentence a line;
         anything else is a sentence."""
-        inputs: list[tuple[str, str]] = []
-        for word in words:
-            if word == "-":
-                inputs += _lines(stdin(), "standard input")
-            elif is_file(word):
-                inputs += _lines(read_file(Path(word)), word)
-            else:
-                inputs.append((_short(word), word))
-        return inputs
+        return lines_named(words)
 
     def prepare(self, raw: Any) -> Tensor:
         """A sentence -> (T,) ids."""
@@ -94,11 +89,13 @@ class Sentences(Data):
         """(T,) ids each -> {"ids": (B, T), "mask": (B, T)}; padding is token 0, which no mask lets through."""
         return pieces.pad(samples, 0)
 
-    def tables(self) -> dict[str, Rows]:
-        """Each split's rows, held out where there is no file of its own."""
+    def tables(self, *, whole: bool = False) -> dict[str, Rows]:
+        """Each split's rows, held out where there is no file of its own; of a `whole` set all that is to be measured,
+        as "test"."""
         if self.source == "reviews":
             folder = Path(self.path).expanduser() if self.path else fetch.path("reviews")
-            return self.hold_out({"train": read_reviews(folder)})
+            rows = read_reviews(folder)
+            return {"test": rows} if whole else self.hold_out({"train": rows})
         if not self.path:
             if self.source == "sst2":
                 hint = "--data.path glue/SST-2, the folder with train.tsv and dev.tsv"
@@ -110,7 +107,7 @@ class Sentences(Data):
             named = {"0": "negative", "1": "positive"}
             for split, rows in tables.items():
                 tables[split] = [(named.get(label, label), sentence) for label, sentence in rows]
-        return self.hold_out(tables)
+        return {"test": tables.get("test", tables["train"])} if whole else self.hold_out(tables)
 
     def hold_out(self, tables: dict[str, Rows]) -> dict[str, Rows]:
         """Take what lacks from the training rows. The test split is drawn first, among sentences that occur once."""
@@ -132,19 +129,6 @@ class Sentences(Data):
             held |= set(taken)
         parts["train"] = [row for i, row in enumerate(rows) if i not in held]
         return {split: parts[split] for split in ("train", "validation", "test") if split in parts}
-
-
-def _lines(content: str, where: str) -> list[tuple[str, str]]:
-    """Each line that is not blank, with its number. UsageError if there is none."""
-    numbered = [(number, line.strip()) for number, line in enumerate(content.split("\n"), 1)]
-    lines = [(f"{number}: {_short(line)}", line) for number, line in numbered if line]
-    if not lines:
-        raise UsageError(f"there is no sentence in {where}")
-    return lines
-
-
-def _short(sentence: str) -> str:
-    return sentence if len(sentence) <= NAMED else f"{sentence[:NAMED]}..."
 
 
 def read_reviews(folder: Path) -> Rows:
@@ -237,13 +221,14 @@ def read_table(path: Path) -> Rows:
 class SentenceDataset(Dataset):
     """Encoded sentences: {"ids": (B, T), "mask": (B, T), "label": (B,), "index": (B,)}."""
 
-    def __init__(self, data: Sentences):
+    def __init__(self, data: Sentences, facts: dict[str, Any] | None = None):
+        """`facts`: of the run that is measured, if it is one."""
         self.data = data
-        tables = data.tables()
-        classes = sorted({label for label, _ in tables["train"]})
+        tables = data.tables(whole=facts is not None and not same_source(facts, data))
+        classes = facts["classes"] if facts else sorted({label for label, _ in tables["train"]})
         if len(classes) < 2:
             raise UsageError(f"all sentences are of one class, {classes[0]!r}: there is nothing to learn")
-        tokenizer = data.tokenizer()
+        tokenizer = pieces.kept(facts) if facts else data.tokenizer()
         self.padding = pieces.number(tokenizer, "[PAD]")
         self.sentences = {split: [sentence for _, sentence in rows] for split, rows in tables.items()}
         self._labels = {split: _numbered(split, rows, classes) for split, rows in tables.items()}

@@ -25,6 +25,12 @@ from etude.errors import UsageError
 
 UNKNOWN = "\ufffd"
 """Stands for those characters of held-out parts that the training part does not have, if there are any."""
+NAMES = {".txt", ".text", ".md", ".tsv", ".csv", ".json", ".jsonl", ".html", ".xml"}
+"""Endings of words that name a file, there or not."""
+NAMED = 60
+"""Characters of a sentence by which an answer to it is named."""
+LOOKED = 100_000
+"""Characters of a text that are looked at to see whether it is one."""
 SAMPLE = 120
 """Characters of a sample of a split, as `predict` continues it."""
 
@@ -114,7 +120,7 @@ class Texts(Data):
             return read_file(raw)
         if not isinstance(raw, str):
             raise UsageError(f"a text is wanted, or a Path to one, not {type(raw).__name__}")
-        return raw
+        return checked(raw)
 
     def prepare(self, raw: Any) -> Tensor:
         """A text, or a Path to one -> (T,) ids. Reads the whole text for its vocabulary; a run keeps that in its
@@ -189,12 +195,52 @@ def stdin() -> str:
         ) from None
 
 
+def checked(raw: str) -> str:
+    """A text; UsageError where Python read it from bytes that are not UTF-8, as of a command line."""
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in raw[:LOOKED]):
+        raise UsageError("the text is not UTF-8")
+    return raw
+
+
 def is_file(word: str) -> bool:
-    """Whether a word of a command line names a file."""
+    """Whether a word of a command line names a file. UsageError for one that looks like a file's name and is none, as
+    it would be taken for a text."""
     try:
-        return Path(word).is_file()
+        path = Path(word)
+        if path.is_file():
+            return True
     except (OSError, ValueError):  # too long for a name, or no name at all
         return False
+    if len(word.split()) == 1 and path.suffix.lower() in NAMES:
+        raise UsageError(f"there is no file {word}", hint=f"ls, or a text that does not end in {path.suffix}")
+    return False
+
+
+def lines_named(words: Sequence[str]) -> list[tuple[str, str]]:
+    """What is named on a command line: "-" is standard input and a file's name its content, one sentence a line;
+    anything else is a sentence. Each with a name."""
+    inputs: list[tuple[str, str]] = []
+    for word in words:
+        if word == "-":
+            inputs += _lines(stdin(), "standard input")
+        elif is_file(word):
+            inputs += _lines(read_file(Path(word)), word)
+        else:
+            inputs.append((_short(word), word))
+    return inputs
+
+
+def _lines(content: str, where: str) -> list[tuple[str, str]]:
+    """Each line that is not blank, with its number. UsageError if there is none."""
+    numbered = [(number, line.strip()) for number, line in enumerate(content.split("\n"), 1)]
+    lines = [(f"{number}: {_short(line)}", line) for number, line in numbered if line]
+    if not lines:
+        raise UsageError(f"there is no sentence in {where}")
+    return lines
+
+
+def _short(sentence: str) -> str:
+    return sentence if len(sentence) <= NAMED else f"{sentence[:NAMED]}..."
 
 
 def read_file(path: Path) -> str:
@@ -244,7 +290,7 @@ class TextDataset(Windows):
             "unknown": unknown,
         }
 
-    def amounts(self, targets: Tensor, own: Tensor) -> Batch:
+    def amounts(self, split: str, targets: Tensor, own: Tensor) -> Batch:
         """Characters of bytes are those that are no continuation."""
         if self.data.tokens == "bytes":
             own = own & (targets & 0xC0 != 0x80)

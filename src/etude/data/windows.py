@@ -31,8 +31,8 @@ class Windows(Dataset):
         self.sizes = {split: len(self._places(split)[0]) for split in ids}
 
     @abstractmethod
-    def amounts(self, targets: Tensor, own: Tensor) -> Batch:
-        """How much text the targets (B, W) are for which `own` (B, W) is true: {"characters": (B,), ...}."""
+    def amounts(self, split: str, targets: Tensor, own: Tensor) -> Batch:
+        """How much text the targets (B, W) of a split are for which `own` (B, W) is true: {"characters": (B,), ...}."""
 
     def _places(self, split: str) -> tuple[NDArray[np.int64], int]:
         """Where each evaluated window starts, and how many tokens it predicts."""
@@ -54,7 +54,7 @@ class Windows(Dataset):
         counted = torch.from_numpy(np.diff(starts, prepend=starts[0] - width)[places])
         windows = _cut(ids, starts[places], width)
         own = torch.arange(width) >= width - counted[:, None]
-        return {"tokens": windows, "counted": counted, "index": index} | self.amounts(windows[:, 1:], own)
+        return {"tokens": windows, "counted": counted, "index": index} | self.amounts(split, windows[:, 1:], own)
 
 
 def _cut(ids: NDArray[Any], starts: NDArray[np.int64], width: int) -> Tensor:

@@ -50,7 +50,10 @@ def answer(
             if progress:
                 progress(done, len(lines))
             for i, group in list(enumerate(groups))[done // GROUP :]:
-                answers = run.answers(group, device=device, **ask)
+                try:
+                    answers = run.answers(group, device=device, **ask)
+                except UsageError as error:
+                    raise _named(error, run, group, i * GROUP, source, {"device": device, **ask}) from None
                 file.write("".join(f"{line}\n" for line in answers[max(0, done - i * GROUP) :]).encode())
                 file.flush()
                 os.fsync(file.fileno())
@@ -65,10 +68,21 @@ def answer(
     return len(lines)
 
 
+def _named(error: UsageError, run: Run, group: list[str], before: int, source: Path, ask: dict[str, Any]) -> UsageError:
+    """The error, with the line that it is about."""
+    for i, line in enumerate(group):
+        try:
+            run.answers([line], **ask)
+        except UsageError as own:
+            return UsageError(f"{source}, line {before + i + 1:,}: {own}", hint="mend the line, then the same command")
+    return error
+
+
 def _job(run: Run, ask: dict[str, Any]) -> dict[str, Any]:
     """What decides the answers, apart from the lines."""
     return {
         "weights_sha256": checkpoint.digest(run.model("cpu").state_dict()),
+        "files": run.env.get("files", {}),
         "ask": {name: ask[name] for name in sorted(ask)},
     }
 

@@ -8,6 +8,7 @@ import shlex
 import sys
 import typing
 from collections.abc import Iterator
+from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def begin(directory: Path, recipe: Recipe, *, device: torch.device, precision: R
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "params": params,
         "data": dataset.facts,
-        "files": sorted(dataset.files),
+        "files": {name: sha256(content.encode()).hexdigest() for name, content in sorted(dataset.files.items())},
     }
     for name, content in dataset.files.items():
         checkpoint.write_atomic(directory / name, content.encode())
@@ -140,15 +141,21 @@ class Run:
     @property
     def facts(self) -> dict[str, Any]:
         """What a result needs to be read: the data set's classes and sizes, and under "files" its longer texts."""
-        facts, names = self.env.get("data"), self.env.get("files", [])
-        if not isinstance(facts, dict) or not isinstance(names, list) or any(Path(str(n)).name != n for n in names):
+        facts, known = self.env.get("data"), self.env.get("files", {})
+        if not isinstance(facts, dict) or not isinstance(known, dict) or any(Path(name).name != name for name in known):
             raise RefusedError(f"{self.path / 'env.json'} is damaged: it does not say what the data was")
         try:
-            return facts | {"files": {name: (self.path / name).read_text(encoding="utf-8") for name in names}}
+            files = {name: (self.path / name).read_text(encoding="utf-8") for name in known}
         except FileNotFoundError as error:
             raise MissingError(f"{error.filename} is missing", hint="restore the file from a copy") from None
         except (OSError, UnicodeDecodeError) as error:
             raise RefusedError(f"{self.path}: {error}", hint="restore the file from a copy") from None
+        for name, content in files.items():
+            if sha256(content.encode()).hexdigest() != known[name]:
+                raise RefusedError(
+                    f"{self.path / name} is not the one that the run was trained with", hint="restore it from a copy"
+                )
+        return facts | {"files": files}
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -173,6 +180,7 @@ class Run:
                 model.load_state_dict(weights)
             except RuntimeError as error:
                 first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+                first = first if len(first) <= 200 else f"{first[:200]}..."
                 raise RefusedError(f"the weights in {self.path} do not fit its recipe: {first}") from None
             self._model = model.eval()
         return self._model.to(place, memory_format=self.recipe.memory_format)  # pyright: ignore[reportCallIssue]
@@ -270,6 +278,8 @@ class Run:
         if split not in dataset.sizes:
             raise UsageError(f"there is no split {split!r}; there are {', '.join(dataset.sizes)}")
         model = self.model(device)
+        recipe.task.check(model, dataset)
+        model.eval()
         place = next(model.parameters()).device
         return measure(model, recipe, dataset, split, world=World(place), precision=self.precision(place))
 

@@ -117,7 +117,7 @@ def search(
         raise ValueError(f"max_length is {max_length}; the end alone takes 1")
     config, device, batch = model.config, src.device, len(src)
     if config.vocab_size < 2 * beam + 2:
-        raise ValueError(f"a beam of {beam} needs more than {config.vocab_size} tokens in the vocabulary")
+        raise ValueError(f"a beam of {beam} needs {2 * beam + 2} tokens, the vocabulary has {config.vocab_size}")
     memory, packing = model.encode(src, src_mask)
     limits = torch.full_like(packing.lengths, max_length) if max_length else packing.lengths + 50
     longest = int(limits.max())

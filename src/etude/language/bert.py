@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from etude.errors import RefusedError
 from etude.nn.dropout import Dropout
+from etude.nn.ids import check_ids
 from etude.nn.packing import PackedAttention, Packing
 
 Ids = Int[Tensor, "B T"]
@@ -197,13 +198,7 @@ class Encoder(nn.Module):
             )
         if ids.numel() == 0:
             raise ValueError("there are no tokens: an empty sentence is [CLS] [SEP] at least")
-        low, high = (int(bound) for bound in ids.aminmax())
-        if low < 0 or high >= self.vocab_size:
-            wrong = low if low < 0 else high
-            raise ValueError(
-                f"there is no token {wrong}: the vocabulary has {self.vocab_size:,}, from 0 on; "
-                "the ids were made with another model's tokenizer"
-            )
+        check_ids(ids, self.vocab_size)
 
     def forward(self, ids: Ids, mask: Mask | None = None, segments: Ids | None = None) -> Float[Tensor, "B T D"]:
         hidden, batch = self.tokens(ids, mask, segments)

@@ -10,7 +10,7 @@ Reference: transformers 5.23 `GPT2LMHeadModel` (layout "transformers"): equal ou
 Shapes: B texts, T tokens read now, S tokens read in all, D width, H heads, V tokens in the vocabulary, L layers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from etude.nn import generation
 from etude.nn.attention import attend
+from etude.nn.ids import asked, check_ids
 from etude.nn.tied import TiedHead
 
 
@@ -167,6 +168,7 @@ class GPT(nn.Module):
         """What the head reads: (B, T, D), of the last block's norm."""
         if not ids.shape[1]:
             raise ValueError("there are no tokens to read; at least one is needed")
+        check_ids(ids, self.config.vocab_size)
         past, padding = (cache.length, cache.padding) if cache is not None else (0, None)
         end, room = past + ids.shape[1], self.config.context if cache is None else cache.room
         if end > min(room, self.config.context):
@@ -222,12 +224,13 @@ class GPT(nn.Module):
         top_p: float = 1.0,
         repetition_penalty: float = 1.0,
         end: int | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
     ) -> Int[Tensor, "B N"]:
         """The tokens that follow, at most `max_new_tokens` of them: how they are chosen says
         `generation.probabilities`; by default always the likeliest.
 
-        `lengths`: the prompts' own lengths, where they are padded on the left. After a text's `end` token its row holds
+        `lengths`: the prompts' own lengths, where they are padded on the left. `seed`: one for all prompts, so that each
+        is gone on from as if it were alone, or one each, for other continuations of one prompt. After a text's `end` token its row holds
         that token again; where all have ended, N is smaller. ValueError where prompt and tokens exceed the context.
         """
         made, over = [], torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
@@ -259,14 +262,19 @@ class GPT(nn.Module):
         top_k: int = 0,
         top_p: float = 1.0,
         repetition_penalty: float = 1.0,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
     ) -> Iterator[Int[Tensor, "B"]]:
         """`generate`, token by token: the (B,) next ones each time, as soon as they are known."""
         self.check(ids, max_new_tokens, lengths)
         batch, width = ids.shape
         padding = None if lengths is None or bool((lengths == width).all()) else width - lengths
         cache = self.cache(batch, width + max_new_tokens, padding=padding)
-        numbers = torch.rand(max_new_tokens, batch, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        seeds = [seed] * batch if isinstance(seed, int) else list(seed)
+        if len(seeds) != batch:
+            raise ValueError(f"there are {len(seeds)} seeds for {batch} prompts; one for all, or one each")
+        draws = {s: torch.Generator().manual_seed(s) for s in seeds}
+        columns = {s: torch.rand(max_new_tokens, generator=g, dtype=torch.float64) for s, g in draws.items()}
+        numbers = torch.stack([columns[s] for s in seeds], 1)
         seen = None
         if repetition_penalty != 1:
             places = torch.arange(width, device=ids.device)
@@ -284,7 +292,12 @@ class GPT(nn.Module):
             repetition_penalty=repetition_penalty,
             seen=seen,
         )
-        return (chosen for chosen, _ in steps)
+
+        def tokens() -> Iterator[Tensor]:
+            with asked(self):
+                yield from (chosen for chosen, _ in steps)
+
+        return tokens()
 
     def check(self, ids: Tensor, max_new_tokens: int, lengths: Tensor | None) -> None:
         """ValueError for prompts that cannot be gone on from so far, naming what is wrong with them."""
@@ -298,12 +311,7 @@ class GPT(nn.Module):
                 f"a prompt of {width:,} tokens and {max_new_tokens:,} new ones exceed the context of "
                 f"{self.config.context:,}"
             )
-        low, high = (int(bound) for bound in ids.aminmax())
-        if low < 0 or high >= self.config.vocab_size:
-            raise ValueError(
-                f"there is no token {low if low < 0 else high}: the vocabulary has {self.config.vocab_size:,}, "
-                "from 0 on; the ids were made with another model's tokenizer"
-            )
+        check_ids(ids, self.config.vocab_size)
         if lengths is not None and (lengths.shape != (batch,) or bool(((lengths < 1) | (lengths > width)).any())):
             raise ValueError(f"lengths is {lengths.tolist()}; each of {batch} prompts has 1 to {width} tokens")
 

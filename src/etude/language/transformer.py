@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from etude.language.beam import Hypothesis, Penalty, search
 from etude.nn.activations import ACTIVATIONS, Activation
+from etude.nn.ids import asked, check_ids
 from etude.nn.packing import PackedAttention, Packing
 from etude.nn.tied import TiedHead
 
@@ -331,6 +332,7 @@ class Transformer(nn.Module):
     def embed(self, ids: Int[Tensor, "N"], places: Int[Tensor, "N"]) -> Float[Tensor, "N D"]:
         """Embeddings times sqrt(D), plus positions (sections 3.4, 3.5)."""
         config = self.config
+        check_ids(ids, config.vocab_size)
         first = config.padding + 1 if config.positions == "fairseq" else 0
         x = self.embedding(ids) * math.sqrt(config.width)
         return self.dropout(x + sinusoids(places + first, config.width, config.positions).to(x.dtype))
@@ -400,9 +402,10 @@ class Transformer(nn.Module):
         max_length: int | None = None,
     ) -> list[list[Hypothesis]]:
         """The likeliest translations of each sentence, best first: see `beam.search`."""
-        return search(
-            self, src, src_mask, beam=beam, length_penalty=length_penalty, penalty=penalty, max_length=max_length
-        )
+        with asked(self):
+            return search(
+                self, src, src_mask, beam=beam, length_penalty=length_penalty, penalty=penalty, max_length=max_length
+            )
 
     @torch.no_grad()
     def attention(self, src: Int[Tensor, "S"], tgt: Int[Tensor, "T"]) -> Float[Tensor, "L H T S"]:

@@ -156,7 +156,7 @@ class LanguageModel(Task):
             for name, mean in bits.items():
                 if name in batch:
                     mean.total += losses[own].double().sum().item() / math.log(2)
-                    mean.count += int(batch[name].sum())
+                    mean.count += batch[name].sum().item()  # of wordpiece no whole number
             if not read.ids:
                 first = batch["tokens"][0].tolist()
                 read.ids, read.bits = first[1 : 1 + SHOWN], (losses[0, :SHOWN] / math.log(2)).tolist()
@@ -274,14 +274,14 @@ def written(
     Token n is drawn by the n-th number of a counter-based generator, so a text is a function of the model, its prompt
     and `ask`, on any device and beside any others, up to the rounding of the probabilities. It is over where the
     vocabulary's token between documents is drawn. A model that reads so many tokens and no more goes on from the last
-    half of them where it is full.
+    half of a text's own where that is full.
     """
     context, device = context_of(model), next(model.parameters()).device
     drawn = torch.from_numpy(order.uniform(ask.seed, 0, np.arange(ask.length), 1, order.AUGMENT))
     chosen_by = {name: getattr(ask, name) for name in ("temperature", "top_k", "top_p", "repetition_penalty")}
     end = vocabulary.end if isinstance(vocabulary, Tokens) else None
     texts, over = [list(prompt) for prompt in prompts], [False] * len(prompts)
-    rows, done = texts, 0
+    rows, done = list(texts), 0
     while done < ask.length:
         longest = max(map(len, rows))
         read = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
@@ -294,6 +294,7 @@ def written(
             for marks, text in zip(seen, texts):
                 marks[text] = True
         steps = ask.length - done if context is None else min(ask.length - done, context - longest + 1)
+        before = [len(text) for text in texts]
         numbers = drawn[done : done + steps].expand(steps, len(rows))
         for chosen, p in generation.write(model, read, numbers, state=state, seen=seen, **chosen_by):
             step: Step = []
@@ -305,7 +306,9 @@ def written(
             if all(over):
                 return
         done += steps
-        rows = [text[-max(1, (context or 2) // 2) :] for text in texts]
+        for i, text in enumerate(texts):  # each as if it were alone
+            row = rows[i] + text[before[i] :]
+            rows[i] = text[-max(1, context // 2) :] if context is not None and len(row) > context else row
 
 
 def context_of(model: Any) -> int | None:

@@ -26,7 +26,7 @@ class Mean(Metric):
     """A mean as (sum, count), in float64."""
 
     total: float = 0.0
-    count: int = 0
+    count: float = 0
 
     def add(self, values: Tensor) -> None:
         """One value a sample: (B,)."""

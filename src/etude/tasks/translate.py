@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from etude.data import tokenizers
 from etude.data.base import Batch, Data, Dataset
 from etude.data.pairs import LONGEST_LINE, Pairs, PairsDataset, encode, lines_of, padded, special
+from etude.data.text import checked
 from etude.errors import RefusedError, UsageError
 from etude.tasks.alignment import Alignment, drawn
 from etude.tasks.base import Ask, Block, LossLogs, Task
@@ -247,10 +248,17 @@ class Translate(Task):
     def _search(self, model: Network, source: Tensor, lengths: Tensor, ask: Search) -> list[tuple[list[int], float]]:
         """The best hypothesis of each source, without the end token, and its score."""
         mask = torch.arange(source.shape[1], device=source.device) < lengths[:, None]
+        beam = ask.beam or self.beam
+        if 2 * beam + 2 > model.config.vocab_size:
+            raise UsageError(
+                f"beam is {beam}, and a beam needs twice as many tokens and two more; the vocabulary has "
+                f"{model.config.vocab_size:,}",
+                hint="--beam 4",
+            )
         found = model.generate(
             source,
             mask,
-            beam=ask.beam or self.beam,
+            beam=beam,
             length_penalty=self.length_penalty if ask.length_penalty is None else ask.length_penalty,
             penalty=ask.penalty or self.penalty,
             max_length=ask.max_length,
@@ -300,7 +308,7 @@ def _sentence(raw: Any) -> str:
         raise UsageError(f"a sentence is wanted, or a Path to a file of them, not {type(raw).__name__}")
     if not raw.strip():
         raise UsageError("the text is empty; there is nothing to translate")
-    return " ".join(raw.split())
+    return " ".join(checked(raw).split())
 
 
 def _aligned(model: Network, source: Tensor, ids: list[int], tokenizer: Tokenizer) -> Alignment:

@@ -64,10 +64,10 @@ class Pairs(Data):
     """Pairs taken, for short runs; 0 takes all."""
 
     def __post_init__(self) -> None:
-        if self.longest < 2 or self.multiple < 1 or self.limit < 0 or self.translated < 0:
+        if self.longest < 2 or self.multiple < 1 or self.limit < 0 or self.translated < 1:
             raise UsageError(
-                f"data.longest {self.longest} must be at least 2, data.multiple {self.multiple} at least 1, and "
-                f"data.limit {self.limit} and data.translated {self.translated} not negative"
+                f"data.longest {self.longest} must be at least 2, data.multiple {self.multiple} and data.translated "
+                f"{self.translated} at least 1, and data.limit {self.limit} not negative"
             )
         if not (self.validation >= 0 and self.test > 0 and self.validation + self.test < 1):
             raise UsageError(

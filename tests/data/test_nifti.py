@@ -2,10 +2,12 @@
 
 import gzip
 import itertools
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+from segmentation_files import opened
 
 from etude.data import nifti
 from etude.errors import MissingError, UsageError
@@ -30,7 +32,7 @@ def test_every_orientation_is_cut_alike_and_written_back(tmp_path, order):
     voxels, with the file's affine."""
     affine = np.diag([2.0, 3.0, 4.0, 1.0])
     ras = nib.Nifti1Image(marked(), affine)
-    turned = ras.as_reoriented(
+    turned: Any = ras.as_reoriented(
         nib.orientations.ornt_transform(
             nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(tuple(order))
         )
@@ -46,39 +48,40 @@ def test_every_orientation_is_cut_alike_and_written_back(tmp_path, order):
             assert slices[2, 0].tolist() == [100 * x + 10 * 5 + 2 for x in range(5)]  # the front at the upper edge
         out = tmp_path / f"{axis}.nii.gz"
         volume.write((slices % 97).astype(np.uint8), out)
-        back = nib.load(out)
+        back = opened(out)
         np.testing.assert_array_equal(np.asarray(back.dataobj), np.asarray(turned.dataobj) % 97)
         np.testing.assert_allclose(back.affine, turned.affine)
         assert nib.aff2axcodes(back.affine) == tuple(order) and back.get_data_dtype() == np.uint8
 
 
-def test_header_scaling_and_oblique_affines(tmp_path):
-    image = nib.Nifti1Image(np.zeros(SHAPE, np.float32), np.eye(4))
-    image.header.set_slope_inter(2.0, -100)
-    turn = np.deg2rad(20)
-    affine = np.array([[np.cos(turn), -np.sin(turn), 0, 5], [np.sin(turn), np.cos(turn), 0, 6], [0, 0, 2, 7], [0, 0, 0, 1]])
-    array = nib.Nifti1Image(marked(), affine)
-    array.header.set_slope_inter(0.5, -3)
-    array.header.set_xyzt_units("mm")
-    path = write(tmp_path / "a.nii", marked(), affine)
-    volume = nifti.load(path)
+def test_oblique_affines(tmp_path):
+    """A head that lies askew is cut along its nearest axes, and written back where it was."""
+    cos, sin = np.cos(np.deg2rad(20)), np.sin(np.deg2rad(20))
+    affine = np.array([[cos, -sin, 0, 5], [sin, cos, 0, 6], [0, 0, 2, 7], [0, 0, 0, 1]])
+    volume = nifti.load(write(tmp_path / "a.nii", marked(), affine))
     volume.write(np.full(volume.slices().shape, 300, np.uint16), tmp_path / "b.nii")
-    back = nib.load(tmp_path / "b.nii")
+    back = opened(tmp_path / "b.nii")
     np.testing.assert_allclose(back.affine, affine, atol=1e-6)
     assert back.get_data_dtype() == np.uint16 and np.asarray(back.dataobj).max() == 300
-    raw = nib.Nifti1Image(marked(), np.eye(4))
-    raw.header["scl_slope"], raw.header["scl_inter"] = 0.5, -3
+
+
+def test_values_are_scaled_as_the_header_says(tmp_path):
+    """Whole numbers that stand for others; labels are written unscaled."""
     scaled = nib.Nifti1Image(marked().astype(np.float32) * 0.5 - 3, np.eye(4))
     scaled.header.set_data_dtype(np.int16)
     nib.save(scaled, tmp_path / "c.nii")
-    np.testing.assert_allclose(nifti.load(tmp_path / "c.nii").slices()[0, -1], 50 * np.arange(5) - 3, atol=0.02)
+    assert opened(tmp_path / "c.nii").header["scl_slope"] != 1
+    volume = nifti.load(tmp_path / "c.nii")
+    np.testing.assert_allclose(volume.slices()[0, -1], 50 * np.arange(5) - 3, atol=0.02)
+    volume.write(np.full((7, 6, 5), 2, np.uint8), tmp_path / "d.nii")
+    assert np.unique(np.asarray(opened(tmp_path / "d.nii").dataobj)).tolist() == [2]
 
 
 def test_nifti2_and_a_fourth_axis_of_one(tmp_path):
     volume = nifti.load(write(tmp_path / "a.nii", marked()[..., None], kind=nib.Nifti2Image))
     assert volume.slices().shape == (7, 6, 5)
     volume.write(np.zeros((7, 6, 5), np.uint8), tmp_path / "b.nii")
-    assert isinstance(nib.load(tmp_path / "b.nii"), nib.Nifti2Image)
+    assert nib.Nifti2Image.from_filename(tmp_path / "b.nii").header["sizeof_hdr"] == 540
 
 
 def cases(folder):

@@ -15,7 +15,7 @@ from etude.errors import UsageError
 IGNORED = 255
 """The class of pixels that are neither learned from nor measured."""
 MOST_CLASSES = 32
-"""Different values of masks that are taken for classes without being named; more are likely objects, or a photograph."""
+"""Different values of masks that are taken for classes without being named; more are likely objects or a photograph."""
 
 
 def read(path: Path, shape: tuple[int, int]) -> NDArray[np.uint16]:

@@ -104,7 +104,9 @@ def load(path: str | Path, axis: Axis = "axial") -> Volume:
         import nibabel as nib
         from nibabel.imageglobals import LoggingOutputSuppressor
     except ImportError:
-        raise MissingError("NIfTI volumes are read by nibabel, which is missing", hint="pip install 'etude[medical]'") from None
+        raise MissingError(
+            "NIfTI volumes are read by nibabel, which is missing", hint="pip install 'etude[medical]'"
+        ) from None
 
     path = Path(path)
     if not path.is_file():

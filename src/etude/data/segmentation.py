@@ -130,7 +130,7 @@ class Segmentation(Data):
         return grey if self.channels == 1 else grey.expand(*grey.shape[:-3], 3, *grey.shape[-2:]).contiguous()
 
     def read(self, words: Sequence[str]) -> list[tuple[str, Path]]:
-        """Files as they are named, folders as the pictures and volumes in them, or in their images/ if they have one."""
+        """Files as they are named, folders as the pictures and volumes in them, or in their images/ if they have it."""
         found: list[tuple[str, Path]] = []
         for path in map(Path, words):
             if path.is_dir():
@@ -375,7 +375,7 @@ class SegmentationDataset(Dataset):
             return given or (0, 1)
         if given:
             return given
-        found = sorted({int(v) for s in splits["train"] for v in np.unique(s.mask)} - {self.data.ignore})
+        found = sorted({int(v) for s in splits["train"] for v in np.unique(np.asarray(s.mask))} - {self.data.ignore})
         if len(found) > masks.MOST_CLASSES:
             raise UsageError(
                 f"{self.data.path or self.data.source}: the masks have {len(found):,} different values",

@@ -33,8 +33,8 @@ def brain() -> Recipe:
 
 
 def nuclei() -> Recipe:
-    """125 nuclei on one fluorescence image: learned on the left three quarters, measured on the right quarter. What lies
-    between close nuclei weighs up to 11 times as much, as in the paper."""
+    """125 nuclei on one fluorescence image, the left three quarters to learn from, the right quarter to measure on.
+    What lies between close nuclei weighs up to 11 times as much, as in the paper."""
     return Recipe(
         name="unet.nuclei",
         model=unet.Config(in_channels=1, num_classes=2, depth=3, width=16, dropout=0.1),

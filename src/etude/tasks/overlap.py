@@ -18,7 +18,7 @@ from etude.tasks.metrics import Metric
 
 
 def counts(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
-    """(..., H, W) classes each -> (K, 3): pixels in both, in the prediction, in the truth. Ignored ones do not count."""
+    """(..., H, W) classes -> (K, 3): pixels in both, in the prediction, in the truth. Ignored ones do not count."""
     known = truth != IGNORED
     predicted, truth = predicted[known], truth[known]
     both = torch.bincount(truth[predicted == truth], minlength=num_classes)

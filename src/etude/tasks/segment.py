@@ -21,7 +21,7 @@ from etude.data.segmentation import Segmentation, SegmentationDataset, to_pictur
 from etude.errors import UsageError
 from etude.nn.tiles import tiled
 from etude.tasks import overlay
-from etude.tasks.base import Block, LossLogs, Task
+from etude.tasks.base import Ask, Block, LossLogs, Task
 from etude.tasks.metrics import Mean, Metric
 from etude.tasks.overlap import Cases, Distances, Overlap, counts, hausdorff95
 
@@ -36,6 +36,16 @@ SLICES = 12
 
 
 @dataclass(frozen=True)
+class Tiles(Ask):
+    """How a large picture is cut up; what is left out is as the recipe's task says."""
+
+    tile: int | None = None
+    """Pictures of more than 2 tile^2 pixels go through the network in tiles of at most this side."""
+    context: int | None = None
+    """Pixels that a tile sees around itself."""
+
+
+@dataclass(frozen=True)
 class Segment(Task):
     """Batches hold "image" (B, C, H, W), "mask" (B, H, W) and, where borders count, "weight" (B, H, W)."""
 
@@ -46,12 +56,13 @@ class Segment(Task):
     """Of each class in cross-entropy and focal loss; empty: all alike."""
     tile: int = 512
     """Pictures of more than 2 tile^2 pixels go through the network in tiles of at most this side."""
-    context: int = 96
-    """Pixels that a tile sees around itself; with a network of depth 4 more would change nothing (its receptive field
-    reaches 93 pixels to either side)."""
+    context: int = 112
+    """Pixels that a tile sees around itself. A network of depth 4 looks 107 pixels to either side, so with it tiles
+    change nothing."""
 
     measure: ClassVar[str] = "dice"
     higher_is_better: ClassVar[bool] = True
+    ask: ClassVar[type[Ask]] = Tiles
     one_by_one: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -112,14 +123,15 @@ class Segment(Task):
 
     # ------------------------------------------------------------------ measuring
 
-    def through(self, model: nn.Module, image: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
-        """(B, C, H, W) normalised -> what `reduce` makes of the logits, pixel by pixel; large pictures by tiles."""
-        height, width = image.shape[2:]
-        if height * width <= 2 * self.tile**2:
-            return reduce(model(image))
-        sizes = {"tile": self.tile, "context": self.context, "multiple": 1 << getattr(model_config(model), "depth", 5)}
-        rows = [tiled(lambda x: reduce(model(x)), row, **sizes) for row in image.split(1)]
-        return torch.cat(rows)
+    def through(self, call: Callable[[Tensor], Tensor], image: Tensor, *, halvings: int) -> Tensor:
+        """(B, C, H, W) -> what `call` makes of it, pixel by pixel; large pictures by tiles, whose corners the network's
+        halvings divide."""
+        if image.shape[2] * image.shape[3] <= 2 * self.tile**2:
+            return call(image)
+        rows = (
+            tiled(call, row, tile=self.tile, context=self.context, multiple=1 << halvings) for row in image.split(1)
+        )
+        return torch.cat(list(rows))
 
     def evaluate_on(self, dataset: Dataset, model: nn.Module, batches: Iterable[Batch]) -> dict[str, Metric]:
         """Dice, IoU (pooled over the split) and the 95 % Hausdorff distance (mean over cases), of each class but the
@@ -135,7 +147,7 @@ class Segment(Task):
         far = {"hd95": Distances()} | {f"hd95_{_word(classes[label])}": Distances() for label in labels}
         for batch in batches:
             truth = batch["mask"]
-            logits = self.through(model, batch["image"], lambda logits: logits.float())
+            logits = self.through(lambda x: model(x).float(), batch["image"], halvings=_halvings(model))
             losses = F.cross_entropy(logits, truth, ignore_index=IGNORED, reduction="none")
             loss.add(losses[truth != IGNORED])
             predicted = logits.argmax(1)
@@ -214,7 +226,9 @@ class Segment(Task):
     ) -> list["Mask | VolumeMask"]:
         """Each picture's or volume's classes."""
         assert isinstance(data, Segmentation)
-        return [self._answer(model, raw, data, facts) for raw in inputs]
+        given = dataclasses.asdict(ask or Tiles())
+        cut = dataclasses.replace(self, **{name: value for name, value in given.items() if value is not None})
+        return [cut._answer(model, raw, data, facts) for raw in inputs]
 
     def _answer(self, model: nn.Module, raw: Any, data: Segmentation, facts: dict[str, Any]) -> "Mask | VolumeMask":
         classes, values = tuple(facts["classes"]), tuple(facts["values"])
@@ -231,24 +245,18 @@ class Segment(Task):
         return Mask(self._classes(model, image[None], data)[0], classes, values, image, source)
 
     def _classes(self, model: nn.Module, levels: Tensor, data: Segmentation) -> NDArray[np.uint8]:
-        """(B, C, H, W) uint8 -> (B, H, W) classes. Levels become numbers and logits classes tile by tile."""
+        """(B, C, H, W) uint8 -> (B, H, W) classes. What is between exists for a tile at a time alone."""
         device = next(model.parameters()).device
 
-        class Read(nn.Module):
-            """From levels to logits."""
+        def call(x: Tensor) -> Tensor:
+            return model(data.normalise(x.to(device))).argmax(1, keepdim=True).to(torch.uint8).cpu()
 
-            config = getattr(model, "config", None)
-
-            def forward(self, x: Tensor) -> Tensor:
-                return model(data.normalise(x.to(device)))
-
-        reduce = lambda logits: logits.argmax(1, keepdim=True).to(torch.uint8).cpu()  # noqa: E731
-        return self.through(Read(), levels, reduce)[:, 0].numpy()
+        return self.through(call, levels, halvings=_halvings(model))[:, 0].numpy()
 
 
-def model_config(model: nn.Module) -> Any:
-    """The configuration that a network was built from, itself or what it wraps."""
-    return getattr(model, "config", None) or getattr(getattr(model, "model", None), "config", None)
+def _halvings(model: nn.Module) -> int:
+    """How often a network like `UNet` halves a picture."""
+    return getattr(getattr(model, "config", None), "depth", 0)
 
 
 def _word(name: str) -> str:
@@ -271,7 +279,7 @@ def pixel_loss(
     """
     nats = F.cross_entropy(logits, mask, ignore_index=IGNORED, reduction="none")
     known = (mask != IGNORED).to(nats.dtype)
-    losses = nats * (1 - torch.exp(-nats)) ** gamma if gamma else nats
+    losses = nats * (-torch.expm1(-nats)).clamp(min=1e-7) ** gamma if gamma else nats  # a power of 0 has no slope
     if class_weights:
         known = known * logits.new_tensor(class_weights)[mask.clamp(max=len(class_weights) - 1)]
     losses = losses * known

@@ -7,10 +7,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from segmentation_files import opened
 
 from etude.data import nifti
 from etude.errors import MissingError, UsageError
+from segmentation_files import opened
 
 SHAPE = (5, 6, 7)
 
@@ -31,8 +31,8 @@ def test_every_orientation_is_cut_alike_and_written_back(tmp_path, order):
     """The same head, its axes stored in any order and direction, gives the same slices; labels go back to the same
     voxels, with the file's affine."""
     affine = np.diag([2.0, 3.0, 4.0, 1.0])
-    ras = nib.Nifti1Image(marked(), affine)
-    turned: Any = ras.as_reoriented(
+    ras: Any = nib.Nifti1Image(marked(), affine)
+    turned = ras.as_reoriented(
         nib.orientations.ornt_transform(
             nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(tuple(order))
         )

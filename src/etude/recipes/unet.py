@@ -12,19 +12,19 @@ def brain() -> Recipe:
     """Grey and white matter on the average MR image of 152 heads, axial slices, every fifth block of them held out."""
     return Recipe(
         name="unet.brain",
-        model=unet.Config(in_channels=1, num_classes=3, depth=3, width=16),
+        model=unet.Config(in_channels=1, num_classes=3, width=16),
         data=Segmentation(
             source="mni152",
             channels=1,
-            size=128,
+            size=160,
             augment=Deform(
                 degrees=10, scale=(0.9, 1.1), mirror=True, elastic=4, brightness=0.05, contrast=0.15, gamma=0.15
             ),
         ),
         task=Segment(),
-        optim=Optim("adamw", lr=2e-3, weight_decay=1e-4, decay_vectors=False),
+        optim=Optim("adamw", lr=1e-3, weight_decay=1e-4, decay_vectors=False),
         schedule=Schedule("cosine", warmup=30),
-        steps=500,
+        steps=600,
         batch_size=8,
         eval_batch_size=8,
         channels_last=True,

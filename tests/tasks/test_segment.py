@@ -22,7 +22,7 @@ from etude.engine.fit import train
 from etude.errors import UsageError
 from etude.recipes import find_recipe
 from etude.tasks import overlay
-from etude.tasks.segment import Mask, Segment, dice_loss, pixel_loss
+from etude.tasks.segment import Mask, Segment, Tiles, dice_loss, pixel_loss
 from segmentation_files import opened, write_pair, write_volume
 
 LOGITS = torch.randn(2, 3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -52,7 +52,7 @@ def test_dice_loss():
     p = LOGITS.softmax(1)
     expected = []
     for label in (1, 2):
-        g = (label == MASK).double()
+        g = F.one_hot(MASK, 3)[..., label].double()
         expected.append(1 - (2 * (p[:, label] * g).sum() + 1) / (p[:, label].sum() + g.sum() + 1))
     torch.testing.assert_close(dice_loss(LOGITS, MASK), torch.stack(expected).mean())
     perfect = 50 * F.one_hot(MASK, 3).movedim(-1, 1).double()
@@ -139,9 +139,10 @@ def test_large_pictures_go_by_tiles(pairs):
     big = np.random.default_rng(0).integers(0, 255, (150, 190)).astype(np.uint8)
     whole = Segment().predict(Watched(), [big], data, facts)[0]
     assert seen == [150 * 190]
-    seen.clear()
-    pieces = Segment(tile=64, context=8).predict(Watched(), [big], data, facts)[0]
-    assert np.array_equal(pieces.mask, whole.mask) and len(seen) == 9 and max(seen) <= (64 + 16 + 32) ** 2
+    for task, ask in ((Segment(tile=64, context=8), None), (Segment(), Tiles(tile=64, context=8))):
+        seen.clear()
+        pieces = task.predict(Watched(), [big], data, facts, ask)[0]
+        assert np.array_equal(pieces.mask, whole.mask) and len(seen) == 9 and max(seen) <= (64 + 16) ** 2
 
 
 def test_masks_are_saved_as_they_were_given(tmp_path, pairs):

@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from etude import catalog
-from etude.errors import UsageError
+from etude.errors import RefusedError, UsageError
 from etude.nn.inference import conv_bn_pairs, prepare_for_inference
 from etude.nn.tiles import tiled
+from etude.verify import golden
 from etude.vision.unet import Config, DoubleConv, joined, valid_size
+from etude.weights import load_weights
 
 
 def randomised(**settings: Any) -> nn.Module:
@@ -108,6 +110,19 @@ def test_it_is_prepared_for_inference():
     with torch.no_grad():
         torch.testing.assert_close(prepare_for_inference(model, channels_last=True)(x), model(x), rtol=1e-4, atol=1e-5)
         assert prepare_for_inference(model, dtype=torch.bfloat16)(x).dtype == torch.float32
+
+
+def test_milesials_files_are_read(tmp_path):
+    """They hold the masks' values beside the weights; anything else that is no tensor is refused."""
+    shapes = golden.load("unet").meta["shapes"]
+    weights = {name: torch.zeros(shape, dtype=torch.int64 if not shape else None) for name, shape in shapes.items()}
+    weights["outc.conv.bias"] += torch.tensor([3.0, 4.0])
+    torch.save({**weights, "mask_values": [0, 1]}, tmp_path / "unet_carvana.pth")
+    model: Any = load_weights(catalog.model("unet"), tmp_path / "unet_carvana.pth", source="milesial")
+    assert model.head.bias.tolist() == [3.0, 4.0] and not model.up[3].weight.any()
+    torch.save({**weights, "values": [0, 1]}, tmp_path / "other.pth")
+    with pytest.raises(RefusedError, match="its entry 'values' is not a tensor but a list"):
+        load_weights(model, tmp_path / "other.pth", source="milesial")
 
 
 @pytest.mark.parametrize(

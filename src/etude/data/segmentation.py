@@ -125,9 +125,13 @@ class Segmentation(Data):
     def levels(self, values: NDArray) -> Tensor:
         """(..., H, W) numbers -> (..., C, H, W) uint8 between black and white."""
         low, high = self.window or _extremes(values)
-        scaled = (values.astype(np.float32) - low) * (255 / max(high - low, 1e-12))
-        grey = torch.from_numpy(np.rint(scaled).clip(0, 255).astype(np.uint8)).unsqueeze(-3)
-        return grey if self.channels == 1 else grey.expand(*grey.shape[:-3], 3, *grey.shape[-2:]).contiguous()
+        found = np.empty(values.shape, dtype=np.uint8)
+        pictures = values.reshape(-1, *values.shape[-2:])
+        for picture, grey in zip(pictures, found.reshape(pictures.shape)):  # one by one: volumes are large
+            scaled = (picture.astype(np.float32) - low) * (255 / max(high - low, 1e-12))
+            grey[...] = np.rint(scaled).clip(0, 255)
+        levels = torch.from_numpy(found).unsqueeze(-3)
+        return levels.expand(*levels.shape[:-3], self.channels, *levels.shape[-2:])
 
     def read(self, words: Sequence[str]) -> list[tuple[str, Path]]:
         """Files as they are named, folders as the pictures and volumes in them, or in their images/ if they have it."""

@@ -31,6 +31,8 @@ SHOWN = 256
 """Pixels a side of the pictures in the report."""
 EACH = 2
 """Best, median and worst cases there."""
+LARGEST = 2048
+"""Pixels a side of an overlay picture."""
 SLICES = 12
 """Slices in a volume's overlay picture."""
 
@@ -82,7 +84,8 @@ class Segment(Task):
     @torch.no_grad()
     def check(self, model: nn.Module, dataset: Dataset) -> None:
         """Whether the model takes the pictures, and has an output for each class."""
-        image = dataset.finish(dataset.fetch("test", [0]))["image"][..., :32, :32]
+        batch = {n: v[..., :32, :32] if n in ("image", "mask") else v for n, v in dataset.fetch("test", [0]).items()}
+        image = dataset.finish(batch)["image"]
         try:
             outputs = model.eval()(image).shape[1]
         except RuntimeError as error:
@@ -332,8 +335,10 @@ class Mask:
         return [", ".join(f"{name} {share:.1%}" for name, share in self.shares.items())]
 
     def plot(self) -> Image.Image:
-        """The mask over the picture."""
-        return overlay.legend(overlay.overlay(to_picture(self.image), self.mask), self.classes)
+        """The mask over the picture, which is made smaller where it is very large."""
+        picture = overlay.shrunk(to_picture(self.image), LARGEST)
+        mask = np.asarray(overlay.shrunk(Image.fromarray(self.mask), LARGEST, nearest=True))
+        return overlay.legend(overlay.overlay(picture, mask), self.classes)
 
     def save(self, path: str | Path) -> None:
         """The mask with the values of the training masks, as PNG, and beside it NAME-overlay.png."""

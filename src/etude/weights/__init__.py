@@ -130,7 +130,8 @@ def read_tensors(
     """The state dict in a .safetensors, .pt, .pth or .bin file, by name, on the CPU. Nothing in the file is run.
 
     The file's content, not its name, says which format it has. With `objects="inert"` files that hold whole models are
-    read too: of the objects in them only the tensors. `notes` may be something else, and are left aside. Errors as in `torchfile.read`.
+    read too: of the objects in them only the tensors. `notes` may be something else, and are left aside. Errors as in
+    `torchfile.read`.
     """
     path = Path(path)
     if is_safetensors(path):

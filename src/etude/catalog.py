@@ -106,6 +106,16 @@ SYSTEMS = (
         summary="Depthwise separable convolutions and inverted residuals, for small devices",
     ),
     System(
+        name="unet",
+        title="U-Net",
+        paper="1505.04597",
+        module="etude.vision.unet",
+        sizes=("unet",),
+        layouts=("milesial",),
+        recipes=("unet.brain", "unet.nuclei", "unet.folder"),
+        summary="A class for every pixel: medical images and volumes, cells, any folder of masks",
+    ),
+    System(
         name="rnn",
         title="Recurrent network",
         paper="Elman 1990",

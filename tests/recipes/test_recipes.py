@@ -26,6 +26,7 @@ from etude.data.graphs import Graph
 from etude.data.images import Images
 from etude.data.masked import Masked
 from etude.data.pairs import Pairs
+from etude.data.segmentation import Segmentation
 from etude.data.sentences import Sentences
 from etude.data.text import Text
 from etude.data.tokenizers import WORDPIECE_SPECIAL
@@ -35,6 +36,7 @@ from etude.engine.recipe import Ramp, Recipe
 from etude.engine.study import train as train_study
 from etude.engine.trainer import Trainer
 from etude.recipes import find_recipe, find_study
+from segmentation_files import write_mni152, write_nuclei, write_pair
 
 CLASSES, SHOWN = 10, 6
 
@@ -207,6 +209,14 @@ def small(name: str, folder: Path) -> Recipe:
         changes |= {"data.path": str(folder), "data.vocab_size": 60, "data.length": 18, "optim.lr": 3e-3} | BERT
         changes["model.vocab_size"] = recipe.with_(**changes).data.open().facts["vocabulary"]
         return recipe.with_(**changes)
+    if isinstance(recipe.data, Segmentation):
+        if recipe.data.source == "folder":
+            for i in range(8):
+                write_pair(folder, f"p{i}", seed=i)
+        else:
+            {"mni152": write_mni152, "nuclei": write_nuclei}[recipe.data.source](folder)
+        changes |= {"data.path": str(folder), "data.size": 16, "batch_size": 8, "eval_batch_size": 4}
+        return recipe.with_(**changes, **{"model.width": 8, "model.depth": 2, "optim.lr": 1e-2})
     assert isinstance(recipe.data, Images | Text)
     if recipe.data.source in WRITERS:
         WRITERS[recipe.data.source](folder)

@@ -23,7 +23,19 @@ from etude.bench.peak import gemm_peak
 from etude.engine.precision import computes_bf16, keep_large_blocks, pick_device
 from etude.errors import EtudeError, UsageError, nearest
 
-NAMES = ("mlp", "resnet", "mobilenet", "augment", "graph", "recurrent", "deformable", "bert", "transformer", "gpt")
+NAMES = (
+    "mlp",
+    "resnet",
+    "mobilenet",
+    "unet",
+    "augment",
+    "graph",
+    "recurrent",
+    "deformable",
+    "bert",
+    "transformer",
+    "gpt",
+)
 Row = dict[str, Any]
 """{"name", "what", "ours", "peer", "unit", "peer_name", "peer_version", "ratio", "target"}; "note" if no peer ran."""
 

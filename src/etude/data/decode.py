@@ -60,6 +60,21 @@ def open_image(source: Picture, channels: int = 3) -> Image.Image:
     return upright
 
 
+def open_values(source: Picture) -> np.ndarray:
+    """The numbers that a picture stores, (H, W) or (H, W, C), upright: of a palette its indices, of 16 bits all of
+    them. For masks, whose values are names, and for scientific pictures, whose white is not 65,535.
+
+    Raises UsageError as `open_image`, and for a file of several pictures.
+    """
+    with _header(source) as image:
+        if (count := getattr(image, "n_frames", 1)) > 1:
+            name = str(source) if isinstance(source, str | Path) else "the given picture"
+            raise UsageError(f"{name}: {count} pictures in one file, animated or stacked", hint="save one as a file")
+        image.load()
+        turn = TURNS.get(_orientation(image))
+    return np.asarray(image if turn is None else image.transpose(turn))
+
+
 def load(
     path: str | Path, size: int, crop_uniforms: Sequence[float] | np.ndarray | None = None, *, channels: int = 3
 ) -> Tensor:

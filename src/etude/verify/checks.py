@@ -20,6 +20,7 @@ GOLDEN = {
     "resnet18": ("torchvision 0.29.1", "torchvision"),
     "resnet50": ("torchvision 0.29.1", "torchvision"),
     "mobilenet_v2": ("torchvision 0.29.1", "torchvision"),
+    "unet": ("milesial Pytorch-UNet", "milesial"),
 }
 BF16_BOUND = 0.05
 """On the relative error of a network in bf16, whose numbers have 8 bits: on weights that are rougher than trained."""
@@ -33,6 +34,7 @@ PARAMETERS = {
     "resnet152": ("torchvision 0.29.1", 60_192_808),
     "mobilenet_v1": ("Keras", 4_231_976),
     "mobilenet_v2": ("torchvision 0.29.1", 3_504_872),
+    "unet": ("milesial Pytorch-UNet", 31_037_698),
     "bert-base": ("transformers 5.23.0", 108_310_272),
     "bert-base-uncased": ("transformers 5.23.0", 109_482_240),
     "bert-large": ("transformers 5.23.0", 333_579_264),

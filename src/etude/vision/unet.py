@@ -161,5 +161,5 @@ RENAME: dict[str, tuple[tuple[str, str], ...]] = {
         (r"^outc\.conv\.", "head."),
     )
 }
-NOTES = {"milesial": ("mask_values",)}
+EXTRA = {"milesial": ("mask_values",)}
 """What its training script saves beside the weights: the masks' value of each class."""

@@ -77,7 +77,7 @@ def load_weights(
     module's `CONVERT` table has a function for the layout, from tensors by their names to tensors by their names, in
     our shapes, which comes first. Where a module has several models, a class's own `RENAME` goes on where the module's
     ends, and its `ASIDE` is a regular expression for the names of other models' parts, which are left aside. The
-    module's `NOTES` names what else than tensors a layout's files hold. Values are converted to the model's types.
+    module's `EXTRA` names what else than tensors a layout's files hold. Values are converted to the model's types.
     RefusedError (a ValueError) lists what differs, in shape or because one side lacks it; the model is then unchanged.
     Only BatchNorm's counters `num_batches_tracked` may be absent, which torch before 0.4.1 did not save.
     """
@@ -85,11 +85,11 @@ def load_weights(
     layouts = {"etude": ()} | getattr(module, "RENAME", {})
     if source not in layouts:
         raise UsageError(f"{type(model).__name__} has no layout {source!r}", hint=f"one of {', '.join(layouts)}")
-    notes = getattr(module, "NOTES", {}).get(source, ())
+    extra = getattr(module, "EXTRA", {}).get(source, ())
     if isinstance(path_or_state_dict, str | Path):
-        where, theirs = str(path_or_state_dict), read_tensors(path_or_state_dict, notes=notes)
+        where, theirs = str(path_or_state_dict), read_tensors(path_or_state_dict, extra=extra)
     else:
-        where, theirs = "the state dict", state_dict(path_or_state_dict, notes)
+        where, theirs = "the state dict", state_dict(path_or_state_dict, extra)
     ours = model.state_dict()
     if source in (converters := getattr(module, "CONVERT", {})):
         theirs = converters[source](theirs)
@@ -125,12 +125,12 @@ def load_weights(
 
 
 def read_tensors(
-    path: str | Path, *, objects: Literal["refuse", "inert"] = "refuse", notes: Collection[str] = ()
+    path: str | Path, *, objects: Literal["refuse", "inert"] = "refuse", extra: Collection[str] = ()
 ) -> dict[str, Tensor]:
     """The state dict in a .safetensors, .pt, .pth or .bin file, by name, on the CPU. Nothing in the file is run.
 
     The file's content, not its name, says which format it has. With `objects="inert"` files that hold whole models are
-    read too: of the objects in them only the tensors. `notes` may be something else, and are left aside. Errors as in
+    read too: of the objects in them only the tensors. `extra` may be something else, and are left aside. Errors as in
     `torchfile.read`.
     """
     path = Path(path)
@@ -141,7 +141,7 @@ def read_tensors(
             raise RefusedError(f"{path} is refused: it is damaged ({error})") from error
     content = torchfile.read(path, objects=objects)
     try:
-        return state_dict(content, notes)
+        return state_dict(content, extra)
     except RefusedError as error:
         raise RefusedError(f"{path} is refused: {error}", hint=error.hint) from error
 
@@ -155,8 +155,8 @@ def is_safetensors(path: Path) -> bool:
         raise MissingError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def state_dict(content: Any, notes: Collection[str] = ()) -> dict[str, Tensor]:
-    """The tensors by name in what a file holds, `notes` left aside that are none, in these steps:
+def state_dict(content: Any, extra: Collection[str] = ()) -> dict[str, Tensor]:
+    """The tensors by name in what a file holds, `extra` left aside that are none, in these steps:
 
     1. what stands under "state_dict" or "model" is taken for the whole, if something does;
     2. of a whole pickled module (read as inert records) its parameters and buffers are taken, as torch names them;
@@ -170,7 +170,7 @@ def state_dict(content: Any, notes: Collection[str] = ()) -> dict[str, Tensor]:
         content = module_tensors(content)
     if not isinstance(content, Mapping) or not content:
         raise RefusedError("it holds no state dict")
-    content = {name: value for name, value in content.items() if name not in notes or isinstance(value, Tensor)}
+    content = {name: value for name, value in content.items() if name not in extra or isinstance(value, Tensor)}
     for name, value in content.items():
         if not isinstance(name, str):
             raise RefusedError(f"its entry {str(name)[:80]} is named by a {type(name).__name__}")

@@ -23,11 +23,11 @@ MAY_IMPORT = {
     **{domain: {"errors", "nn"} for domain in DOMAINS},
     "progress": set(),
     "data": {"errors", "progress", "weights"},
-    "tasks": {"errors", "progress", "nn", "data"},
+    "tasks": {"errors", "progress", "nn", "data", "weights"},
     "engine": {"errors", "nn", "data", "tasks", "report", "weights"},
     "compress": {"errors", "nn", "data", "tasks", "engine"},
     "recipes": {"errors", "nn", "data", "tasks", "engine", "catalog", *DOMAINS},
-    "verify": {"errors", "nn", "catalog", "weights", *DOMAINS},
+    "verify": {"errors", "nn", "catalog", "data", "weights", *DOMAINS},
     "graph": {"errors", "catalog", "data", "tasks", "engine"},
 }
 """Packages and modules of etude, and which others each may import. What is not listed, such as cli, serve and web, sits

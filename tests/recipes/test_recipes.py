@@ -26,6 +26,7 @@ from etude.data.graphs import Graph
 from etude.data.images import Images
 from etude.data.masked import Masked
 from etude.data.pairs import Pairs
+from etude.data.patches import Patches
 from etude.data.segmentation import Segmentation
 from etude.data.sentences import Sentences
 from etude.data.text import Text
@@ -36,6 +37,7 @@ from etude.engine.recipe import Ramp, Recipe
 from etude.engine.study import train as train_study
 from etude.engine.trainer import Trainer
 from etude.recipes import find_recipe, find_study
+from etude.tasks.superresolve import SuperResolveAdversarial
 from segmentation_files import write_mni152, write_nuclei, write_pair
 
 CLASSES, SHOWN = 10, 6
@@ -144,6 +146,16 @@ def write_reviews(folder: Path) -> None:
     (folder / "vocab.txt").write_text("\n".join([*WORDPIECE_SPECIAL, *sorted(set(WORDS)), "dull", "fine"]))
 
 
+def write_photographs(folder: Path) -> None:
+    """Smooth pictures with edges, five to learn from and two for the test."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 5), ("test", 2)):
+        (folder / split).mkdir()
+        for i in range(count):
+            coarse = rng.integers(0, 256, (8, 9, 3), dtype=np.uint8)
+            Image.fromarray(coarse).resize((72, 64), Image.Resampling.BICUBIC).save(folder / split / f"{i}.png")
+
+
 WORDS = "the earth was without form and light shone over its waters".split()  # noqa: SIM905
 WRITERS = {
     "bible": write_ztext,
@@ -217,6 +229,24 @@ def small(name: str, folder: Path) -> Recipe:
             {"mni152": write_mni152, "nuclei": write_nuclei}[recipe.data.source](folder)
         changes |= {"data.path": str(folder), "data.size": 16, "batch_size": 8, "eval_batch_size": 4}
         return recipe.with_(**changes, **{"model.width": 8, "model.depth": 2, "optim.lr": 1e-2})
+    if isinstance(recipe.data, Patches):
+        write_photographs(folder)
+        changes |= {
+            "data.source": "folder",
+            "data.path": str(folder),
+            "data.size": 32,
+            "data.reduce": 1,
+            "batch_size": 8,
+        }
+        tiny = {"width": 8, "depth": 1, "growth": 4, "interpolates": False}
+        if isinstance(recipe.task, SuperResolveAdversarial):
+            changes |= {f"model.generator.{key}": value for key, value in tiny.items()}
+            changes |= {"model.discriminator.side": 32, "model.discriminator.width": 4, "task.features": None}
+            changes |= {"task.pixel_weight": 1.0, "optim.generator.lr": 1e-3}
+        else:
+            changes |= {f"model.{key}": value for key, value in tiny.items()}
+            changes |= {"start.weights": "", "optim.lr": 3e-3}
+        return recipe.with_(**changes)
     assert isinstance(recipe.data, Images | Text)
     if recipe.data.source in WRITERS:
         WRITERS[recipe.data.source](folder)
@@ -247,7 +277,7 @@ def test_recipe(name, tmp_path):
     recipe = small(name, tmp_path / "data")
     whole = trainer(recipe, tmp_path / "whole")
     result = whole.fit()
-    assert result["steps"] == SHOWN and 0 <= result["eval"][recipe.task.measure] < 20
+    assert result["steps"] == SHOWN and 0 <= result["eval"][recipe.task.measure] < 50
 
     class Died(Exception):
         pass
@@ -283,14 +313,16 @@ def test_loss_falls(name, tmp_path):
     """On one batch that is seen again and again, the loss falls to less than two thirds."""
     (tmp_path / "data").mkdir()
     recipe = small(name, tmp_path / "data").with_(**{"ema": None, "steps": 100, "schedule.name": "constant"})
-    recipe = recipe.with_(**{"model.dropout": 0.0, "precision": "fp32", "ramp.first": 0})
+    plain = {"model.dropout": 0.0} if hasattr(recipe.model, "dropout") else {}
+    recipe = recipe.with_(**plain, **{"precision": "fp32", "ramp.first": 0})
     learner = trainer(recipe, tmp_path / "run")
     learner.model.train()
     batch = learner.dataset.finish(learner.dataset.batch(seed=0, step=0, batch_size=recipe.batch_size))
     losses = []
     for step in range(12 if "resnet" in name else 90 if isinstance(recipe.data, Graph) else 30):
         learner.step = step
-        losses.append(learner.take_step(batch)["loss"].item())
+        logs = learner.take_step(batch)
+        losses.append(logs["loss" if "loss" in logs else "generator/loss"].item())
     assert min(losses[-3:]) < 0.67 * losses[0]
 
 

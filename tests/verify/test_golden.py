@@ -25,7 +25,8 @@ def test_checks_pass(size):
 
 
 def test_every_golden_file_is_used():
-    elsewhere = {"augment", "deform_conv2d", *language.FILES}  # tests/data/test_augment.py, checks.deformable_checks
+    # tests/data/test_augment.py, checks.deformable_checks, checks.realesrgan_checks
+    elsewhere = {"augment", "deform_conv2d", "realesrgan", *language.FILES}
     assert {path.stem for path in golden.FOLDER.glob("*.npz")} == set(checks.GOLDEN) | elsewhere
 
 

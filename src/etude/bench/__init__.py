@@ -28,6 +28,7 @@ NAMES = (
     "resnet",
     "mobilenet",
     "unet",
+    "esrgan",
     "augment",
     "graph",
     "recurrent",

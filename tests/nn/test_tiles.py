@@ -26,16 +26,17 @@ def test_spans_cover_each_pixel_once(length, tile, context, multiple):
         assert seen_end - seen < tile + 2 * context + multiple
 
 
-@settings(deadline=None, max_examples=15)
-@given(height=st.integers(1, 45), width=st.integers(1, 45), tile=st.integers(3, 20))
-def test_equals_the_whole_where_the_context_suffices(height, width, tile):
+@settings(deadline=None, max_examples=20)
+@given(height=st.integers(1, 45), width=st.integers(1, 45), tile=st.integers(4, 20), blend=st.sampled_from([0, 1]))
+def test_equals_the_whole_where_the_context_suffices(height, width, tile, blend):
     """Two 3x3 convolutions see 2 pixels around, here in a net that enlarges twice."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 12, 3, padding=1), nn.PixelShuffle(2))
     image = torch.randn(1, 2, height, width)
     with torch.no_grad():
         whole = net(image)
-        torch.testing.assert_close(tiled(net, image, tile=tile, context=2, scale=2), whole)
+        found = tiled(net, image, tile=tile, context=2 + blend, scale=2, blend=blend)
+        torch.testing.assert_close(found, whole)
         if height > tile:  # with less, seams show
             assert not torch.allclose(tiled(net, image, tile=tile, context=0, scale=2), whole, atol=1e-4)
 
@@ -56,6 +57,17 @@ def test_answers_may_be_reduced_and_pictures_bytes():
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
-def test_no_tiles_without_pixels():
-    with pytest.raises(UsageError, match="tile 0"):
-        tiled(nn.Identity(), torch.zeros(1, 1, 4, 4), tile=0, context=1)
+def test_pieces_that_differ_fade_into_each_other():
+    """Each window answers with a number of its own: beside a seam the step is a ramp."""
+    answers = iter([0.0, 1.0])
+    image = torch.zeros(1, 1, 8, 32)
+    found = tiled(lambda x: torch.full_like(x, next(answers)), image, tile=16, context=4, blend=4)[0, 0]
+    assert torch.equal(found, found[:1].expand(8, -1))
+    assert found[0].diff().max() < 0.126 and found[0, :12].eq(0).all() and found[0, 20:].eq(1).all()
+
+
+@pytest.mark.parametrize("sizes", [{"tile": 0}, {"context": -1}, {"blend": 2}, {"tile": 4, "context": 9, "blend": 2}])
+def test_pieces_that_cannot_be(sizes):
+    given = {"tile": 16, "context": 1, "blend": 0} | sizes
+    with pytest.raises(UsageError, match="a tile has 1 or more pixels"):
+        tiled(nn.Identity(), torch.zeros(1, 1, 4, 4), **given)

@@ -33,8 +33,9 @@ from etude.tasks.fidelity import psnr, ssim
 from etude.tasks.metrics import Mean, Metric
 from etude.weights import load_weights, read_tensors
 
-TILE, CONTEXT = 320, 48
-"""Sides, in pixels of low resolution, of a piece that is computed at once, and of what it sees around itself."""
+TILE, CONTEXT, BLEND = 320, 48, 16
+"""Sides, in pixels of low resolution, of a piece that is computed at once, of what it sees around itself, and of the
+part of that which fades into its neighbour."""
 EQUAL = 100.0
 """Decibels that a picture counts for in the mean where it is equal to the true one, and at most."""
 SHOWN, WINDOW = 5, 128
@@ -222,7 +223,8 @@ def enlarged(
     """(1, 3, H, W) of 0 to 1 -> (1, 3, s H, s W) on the CPU, clipped; piece by piece, whose seams are not seen."""
     device = next(generator.parameters()).device
     call = lambda x: generator(x.to(device)).float().clamp(0, 1).cpu()  # noqa: E731
-    return tiled(call, low, tile=tile, context=context, scale=generator.scale, multiple=2, progress=progress)
+    sizes = {"tile": tile, "context": context, "blend": min(BLEND, context // 3, tile // 4)}
+    return tiled(call, low, **sizes, scale=generator.scale, multiple=2, progress=progress)
 
 
 def mixed(generator: nn.Module, other: str, alpha: float) -> nn.Module:

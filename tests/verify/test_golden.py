@@ -8,7 +8,7 @@ import torch
 
 from etude import catalog
 from etude.errors import UsageError
-from etude.verify import checks, golden, language
+from etude.verify import checks, detection, golden, language
 from etude.weights import load_weights
 
 SIZES = [size for row in catalog.SYSTEMS for size in row.sizes or (row.name,)]
@@ -26,7 +26,7 @@ def test_checks_pass(size):
 
 def test_every_golden_file_is_used():
     # tests/data/test_augment.py, checks.deformable_checks, checks.realesrgan_checks
-    elsewhere = {"augment", "deform_conv2d", "realesrgan", *language.FILES}
+    elsewhere = {"augment", "deform_conv2d", "realesrgan", *language.FILES, *detection.FILES}
     assert {path.stem for path in golden.FOLDER.glob("*.npz")} == set(checks.GOLDEN) | elsewhere
 
 

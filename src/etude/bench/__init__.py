@@ -29,6 +29,8 @@ NAMES = (
     "mobilenet",
     "unet",
     "esrgan",
+    "yolo",
+    "nms",
     "augment",
     "graph",
     "recurrent",

@@ -75,6 +75,16 @@ def open_values(source: Picture) -> np.ndarray:
     return np.asarray(image if turn is None else image.transpose(turn))
 
 
+def animation(path: str | Path) -> Image.Image:
+    """A file with all its frames, its header checked as in `open_image`, held in memory; `seek` goes to a frame."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    with header(data) as image:
+        return image
+
+
 def load(
     path: str | Path, size: int, crop_uniforms: Sequence[float] | np.ndarray | None = None, *, channels: int = 3
 ) -> Tensor:

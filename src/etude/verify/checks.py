@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from etude import catalog
 from etude.data import fetch
 from etude.nn.inference import prepare_for_inference
-from etude.verify import golden, graph, language
+from etude.verify import detection, golden, graph, language
 from etude.vision.deformable import deform_conv2d
 from etude.weights import load_weights
 
@@ -39,6 +39,11 @@ PARAMETERS = {
     "unet": ("milesial Pytorch-UNet", 31_037_698),
     "rrdbnet_x4": ("ESRGAN's RRDBNet", 16_697_987),
     "rrdbnet_x2": ("the same with 12 channels in, by hand", 16_703_171),
+    "yolov5n": ("YOLOv5 7.0", 1_872_157),
+    "yolov5s": ("YOLOv5 7.0", 7_235_389),
+    "yolov5m": ("YOLOv5 7.0", 21_190_557),
+    "yolov5l": ("YOLOv5 7.0", 46_563_709),
+    "yolov5x": ("YOLOv5 7.0", 86_749_405),
     "bert-base": ("transformers 5.23.0", 108_310_272),
     "bert-base-uncased": ("transformers 5.23.0", 109_482_240),
     "bert-large": ("transformers 5.23.0", 333_579_264),
@@ -114,6 +119,9 @@ def checks(size: str) -> Iterator[Check]:
     if size in language.GOLDEN:
         reference = language.GOLDEN[size]
         yield from (Check(size, reference, quantity, error, bound) for quantity, error, bound in language.errors(size))
+    if size in detection.GOLDEN:
+        reference = detection.GOLDEN[size]
+        yield from (Check(size, reference, quantity, error, bound) for quantity, error, bound in detection.errors(size))
     if size in graph.FORMULAS:
         yield from (Check(size, *found, graph.BOUND) for found in graph.errors(size))
 

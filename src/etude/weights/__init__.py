@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,7 +78,9 @@ def load_weights(
     module's `CONVERT` table has a function for the layout, from tensors by their names to tensors by their names, in
     our shapes, which comes first. Where a module has several models, a class's own `RENAME` goes on where the module's
     ends, and its `ASIDE` is a regular expression for the names of other models' parts, which are left aside. The
-    module's `EXTRA` names what else than tensors a layout's files hold. Values are converted to the model's types.
+    module's `EXTRA` names what else than tensors a layout's files hold; files of the layouts in its `PICKLED` may hold
+    whole models, of which the tensors are collected and nothing is run; what its `NOTES` say of a layout's files is
+    said once on stderr. Values are converted to the model's types.
     RefusedError (a ValueError) lists what differs, in shape or because one side lacks it; the model is then unchanged.
     Only BatchNorm's counters `num_batches_tracked` may be absent, which torch before 0.4.1 did not save.
     """
@@ -87,7 +90,11 @@ def load_weights(
         raise UsageError(f"{type(model).__name__} has no layout {source!r}", hint=f"one of {', '.join(layouts)}")
     extra = getattr(module, "EXTRA", {}).get(source, ())
     if isinstance(path_or_state_dict, str | Path):
-        where, theirs = str(path_or_state_dict), read_tensors(path_or_state_dict, extra=extra)
+        objects = "inert" if source in getattr(module, "PICKLED", ()) else "refuse"
+        where = str(path_or_state_dict)
+        theirs = read_tensors(path_or_state_dict, objects=objects, extra=extra)
+        if note := getattr(module, "NOTES", {}).get(source):
+            say_once(note)
     else:
         where, theirs = "the state dict", state_dict(path_or_state_dict, extra)
     ours = model.state_dict()
@@ -149,6 +156,12 @@ def read_tensors(
         raise RefusedError(f"{path} is refused: {error}", hint=error.hint) from error
 
 
+@lru_cache
+def say_once(note: str) -> None:
+    """On stderr, once in a process."""
+    print(note, file=sys.stderr)
+
+
 def is_safetensors(path: Path) -> bool:
     """A safetensors file begins with its header's length, 8 bytes, and the header, a JSON object."""
     try:
@@ -161,10 +174,13 @@ def is_safetensors(path: Path) -> bool:
 def state_dict(content: Any, extra: Collection[str] = ()) -> dict[str, Tensor]:
     """The tensors by name in what a file holds, `extra` left aside that are none, in these steps:
 
-    1. what stands under one of WRAPPERS, the first that is there, is taken for the whole;
+    1. what stands under one of WRAPPERS, the first that is there, is taken for the whole; before them a pickled module
+       under "ema", the average that was evaluated;
     2. of a whole pickled module (read as inert records) its parameters and buffers are taken, as torch names them;
     3. if every name begins with "module.", which DataParallel puts there, that is stripped.
     """
+    if isinstance(content, Mapping) and isinstance(content.get("ema"), Inert):
+        content = content["ema"]
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping | Inert):
             content = content[wrapper]

@@ -15,9 +15,9 @@ SGD = Optim("sgd", lr=0.01, momentum=0.937, nesterov=True, weight_decay=5e-4, de
 
 
 def scenes() -> Recipe:
-    """Clothes of Fashion-MNIST pasted on photographs, new scenes in every epoch: mAP@.5 0.902, mAP@.5:.95 0.631 on scenes
-    of other clothes and photographs (seed 0), in 17 min 6 s on one core of an AMD EPYC with avx512_bf16 that had other
-    work to do."""
+    """Clothes of Fashion-MNIST pasted on photographs, new scenes in every epoch: mAP@.5 0.902, mAP@.5:.95 0.631 on
+    scenes of other clothes and photographs (seed 0), in 17 min 6 s on one core of an AMD EPYC with avx512_bf16 that had
+    other work to do."""
     return Recipe(
         name="yolo.scenes",
         model=dataclasses.replace(yolo.sizes["yolov5n"], num_classes=0),

@@ -108,25 +108,27 @@ class Detect(Task):
         side = batch["image"].shape[-1]
         box = objectness = classes = maps[0].new_zeros((), dtype=torch.float32)
         for raw, anchors, balance in zip(maps, _anchors(model), self.balance, strict=True):
-            raw, stride = raw.float(), side / raw.shape[3]
+            stride = side / raw.shape[3]
             anchors = anchors / stride
             cells, which, targets, labels = assign(
                 batch["boxes"] / stride, batch["label"], anchors, raw.shape[2:4], self.ratio
             )
-            rows = raw.flatten(0, 3)
-            goal = torch.zeros_like(rows[:, 4])
+            rows = raw.permute(0, 2, 3, 1, 4)  # as channels-last memory holds it, so that gradients need no copy
+            sure = rows[..., 4].float()  # only this and the objects' cells are read, and made float32
+            goal = torch.zeros(raw.shape[:4], device=raw.device)
             if len(cells):
-                picked = rows.index_select(0, cells)
+                b, a, j, i = torch.unravel_index(cells, raw.shape[:4])
+                picked = rows[b, j, i, a].float()
                 places, sides = 2 * picked[:, :2].sigmoid() - 0.5, (2 * picked[:, 2:4].sigmoid()).square()
                 predicted = torch.cat([places, sides * anchors[which]], 1)
                 overlap = aligned_complete_iou(from_centre(predicted), from_centre(targets))
                 box = box + (1 - overlap).mean()
                 # of several objects in one place, the one found best; the order of writing does not matter
-                goal.scatter_reduce_(0, cells, overlap.detach().clamp(min=0), "amax")
+                goal.view(-1).scatter_reduce_(0, cells, overlap.detach().clamp(min=0), "amax")
                 if raw.shape[-1] > 6:  # of a single class there is nothing to tell
                     truth = F.one_hot(labels, raw.shape[-1] - 5).to(picked.dtype)
                     classes = classes + F.binary_cross_entropy_with_logits(picked[:, 5:], truth)
-            objectness = objectness + balance * F.binary_cross_entropy_with_logits(rows[:, 4], goal)
+            objectness = objectness + balance * F.binary_cross_entropy_with_logits(sure, goal.permute(0, 2, 3, 1))
         total = self.box * box + self.objectness * objectness + self.classes * classes
         logs = {"box": box.detach(), "objectness": objectness.detach(), "classes": classes.detach()}
         return self.nominal * total, {"loss": total.detach(), **logs}

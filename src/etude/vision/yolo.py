@@ -61,7 +61,7 @@ class ConvBNAct(nn.Module):
         padding = (kernel - 1) // 2  # the stem's 6x6 takes 2
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(out_channels, eps=1e-3, momentum=0.03)
-        self.act = nn.SiLU(inplace=True)
+        self.act = nn.SiLU()  # in place it would copy its input for the backward pass
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.bn(self.conv(x)))

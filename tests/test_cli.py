@@ -361,6 +361,22 @@ def test_torchrun_trains(tmp_path):
     assert main(["eval", str(tmp_path / "run")]) == 0
 
 
+def test_answers_are_written_where_no_input_lies(capsys, own, tmp_path):
+    """Never over an input; under its own name, or numbered where two would meet."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a", "b", "b-plot"):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / f"{name}.png")
+    before = (folder / "a.png").read_bytes()
+    _, err = says(capsys, ["predict", own, folder, "--save", folder], 2)
+    assert "never written among the inputs" in err and (folder / "a.png").read_bytes() == before
+    says(capsys, ["predict", own, folder, "--save", tmp_path / "out"], 0)
+    assert [path.name[:4] for path in sorted((tmp_path / "out").iterdir())] == ["0000", "0001", "0002"]
+    (folder / "b-plot.png").unlink()
+    says(capsys, ["predict", own, folder, "--save", tmp_path / "named"], 0)
+    assert [path.stem for path in sorted((tmp_path / "named").iterdir())] == ["a", "b"]
+
+
 def test_all_inputs_are_predicted_at_once_and_one_by_one_where_one_is_bad(capsys, own, tmp_path, monkeypatch):
     from etude.engine.run import Run
 

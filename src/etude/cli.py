@@ -500,10 +500,17 @@ def _answer(
 ) -> tuple[list[tuple[dict[str, Any], list[str]]], list[tuple[str, UsageError]]]:
     """Each input's answer as a document and as a row, saved where --save says; and those that could not be read."""
     stems = [re.sub(r"[^\w.-]+", "_", Path(name.removesuffix(".gz")).stem)[:80] for name, _ in inputs]
-    if len(set(stems)) < len(stems):
+    beside = {stem[:i] for stem in stems for i, letter in enumerate(stem) if letter == "-"}
+    if len(set(stems)) < len(stems) or beside & set(stems):  # an answer may write NAME-overlay.png beside NAME.png
         stems = [f"{i:04d}-{stem}" for i, stem in enumerate(stems)]
     if options.save:
-        Path(options.save).mkdir(parents=True, exist_ok=True)
+        folder = Path(options.save)
+        folder.mkdir(parents=True, exist_ok=True)
+        for _, raw in inputs:
+            if isinstance(raw, Path) and raw.resolve().parent == folder.resolve():
+                raise UsageError(
+                    f"{raw} lies in {folder}, and answers are never written among the inputs", hint="--save another DIR"
+                )
     answered, errors = [], []
 
     def keep(i: int, result: Any) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from etude.engine.parallel import SyncBatchNorm
 from etude.nn.inference import BATCH_NORMS, conv_bn_pairs, prepare_for_inference
 from etude.vision import mobilenet, resnet
 
@@ -63,6 +64,18 @@ def test_bf16_answers_in_float32():
     with torch.no_grad():
         assert fast(x).dtype == torch.float32
         assert 1e-4 < relative_error(fast(x), model(x)) < 0.05
+
+
+def test_norms_shared_by_processes_stay_float32():
+    """They are classes of their own, whose statistics are buffers."""
+    torch.manual_seed(0)
+    shared = SyncBatchNorm(4)
+    shared.load_state_dict(randomise(nn.BatchNorm2d(4)).state_dict())
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), shared, nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
+    fast, x = prepare_for_inference(model, dtype=torch.bfloat16), torch.randn(2, 3, 8, 8)
+    assert fast.get_parameter("1.weight").dtype == torch.float32
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert relative_error(fast(x), model.float()(x).float()) < 0.05
 
 
 class TwoUsers(nn.Module):

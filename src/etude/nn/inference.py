@@ -49,7 +49,7 @@ def prepare_for_inference(
         model.register_forward_pre_hook(to_channels_last)
     if dtype is not None:
         for module in model.modules():
-            if not isinstance(module, BATCH_NORMS):
+            if not isinstance(module, nn.modules.batchnorm._NormBase):  # one shared by processes is a class of its own
                 for parameter in module.parameters(recurse=False):
                     parameter.data = parameter.data.to(dtype)
         model.register_forward_pre_hook(partial(cast_inputs, dtype=dtype))

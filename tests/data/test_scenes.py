@@ -10,7 +10,7 @@ from PIL import Image
 
 from etude.data import photos
 from etude.data.fetch import REMOTES
-from etude.data.scenes import SPLITS, Scenes
+from etude.data.scenes import FRAME, GROUND, SPLITS, Scenes, _estranged
 from etude.errors import UsageError
 
 
@@ -50,10 +50,11 @@ def test_scenes_are_pure(folder):
 
 
 def test_boxes_hold_their_objects_exactly(folder):
-    """One object on a plain ground: what differs from the ground is what the box says."""
+    """One object on a plain ground, without a training scene's decoys: what differs from the ground is what the box
+    says."""
     data = scenes(folder, most=1, smallest=0.4, largest=0.5).open()
     for index in range(20):
-        sample = data.load("train", index, epoch=0)
+        sample = data.load("test", index)
         assert len(sample.boxes) == 1 and 0 <= sample.labels[0] < 8
         corners = sample.picture[[0, 0, -1, -1], [0, -1, 0, -1]].astype(int)
         ground = np.median(corners, axis=0)
@@ -97,3 +98,12 @@ def test_what_is_wrong_is_told(folder):
         Scenes(kinds=("Bag", "Bag"))
     with pytest.raises(UsageError, match=r"Aqua\.jpg: no such file"):
         Scenes(path=str(folder / "nowhere"), clothes=str(folder)).open()
+
+
+def test_training_scenes_hold_what_is_no_object(folder):
+    """Decoys and a second ground change a training scene, never its boxes; a test scene is without."""
+    data = scenes(folder, most=1).open()
+    plain = np.full((32, 32, 3), 255, np.uint8)
+    numbers = np.random.default_rng(0).random((40, FRAME - GROUND))
+    changed = [(_estranged(plain, data.photos["train"], u) != plain).any() for u in numbers]
+    assert 0.5 < np.mean(changed) < 1

@@ -284,6 +284,7 @@ def small(name: str, folder: Path) -> Recipe:
         else:
             changes |= {f"model.{key}": value for key, value in tiny.items()}
             changes |= {"start.weights": "", "optim.lr": 3e-3}
+        return recipe.with_(**changes)
     if isinstance(recipe.data, Boxed):
         changes |= {"data.size": 64, "batch_size": 4, "model.width": 0.125, "model.num_classes": 0, "optim.lr": 1e-3}
         changes |= {"data.path": str(folder), "data.multi_scale": 0.5}
@@ -291,6 +292,7 @@ def small(name: str, folder: Path) -> Recipe:
             write_photos(folder)
             write_idx(folder)
             changes |= {"data.clothes": str(folder), "data.train": 40, "data.test": 6, "data.multi_scale": 0.0}
+            changes["optim.lr"] = 4e-3
         else:
             assert isinstance(recipe.data, Detection)
             write_boxes(folder, recipe.data.source)

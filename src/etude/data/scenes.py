@@ -47,8 +47,8 @@ class Scenes(Boxed):
 
     size: int = 128
     kinds: tuple[str, ...] = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Sandal", "Sneaker", "Bag", "Ankle boot")
-    """The classes: eight of Fashion-MNIST's ten. Coat and Shirt are left out, which people too cannot tell from
-    Pullover and T-shirt by 28 x 28 pixels: here things are to be found, not told apart."""
+    """The classes: eight of Fashion-MNIST's ten. Coat and Shirt are left out, which look much like
+    Pullover and T-shirt at 28 x 28 pixels: here things are to be found, not told apart."""
     path: str = ""
     """The folder of photographs, if etude did not fetch them."""
     clothes: str = ""

@@ -411,7 +411,8 @@ def eval_(arguments: list[str]) -> int:
 
     run = etude.open(options.run)
     changes = _changes(run.recipe, others)
-    measured = run.measure(options.split, device=options.device, data_path=options.data_path, changes=changes)
+    changes |= {} if options.data_path is None else {"data.path": options.data_path}
+    measured = run.measure(options.split, device=options.device, changes=changes)
     values, notes = numbers(measured), run.recipe.with_(**changes).task.notes(measured)
     if options.json:
         document = {"run": str(run.path), "recipe": run.recipe.name, "split": options.split, "eval": values}
@@ -424,18 +425,27 @@ def eval_(arguments: list[str]) -> int:
 
 def _changes(recipe: Recipe, words: list[str]) -> dict[str, Any]:
     """Flags that name fields of how a run is measured -> {"data.context": 448}."""
+    known = ["--eval-batch-size", *_flag_names(recipe.data, "--data."), *_flag_names(recipe.task, "--task.")]
+    for word in words:
+        flag = word.split("=", 1)[0]
+        if flag.startswith("--") and flag not in known:
+            raise UsageError(
+                f"etude eval: unknown flag {flag}", hint=nearest(flag, [*known, "--split", "--device", "--data-path"])
+            )
+    return _values(words, known)
+
+
+def _values(words: list[str], known: list[str]) -> dict[str, Any]:
+    """["--data.context", "448"] -> {"data.context": 448}; a flag without a value is True."""
     import ast
 
-    known = ["--eval-batch-size", *_flag_names(recipe.data, "--data."), *_flag_names(recipe.task, "--task.")]
     changes: dict[str, Any] = {}
     parts = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
     alone = {i for i, (a, b) in enumerate(pairwise([*parts, "--"])) if a.startswith("--") and b.startswith("--")}
     pairs = iter([word for i, part in enumerate(parts) for word in ([part, "True"] if i in alone else [part])])
     for flag in pairs:
         if flag not in known:
-            raise UsageError(
-                f"etude eval: unknown flag {flag}", hint=nearest(flag, [*known, "--split", "--device", "--data-path"])
-            )
+            raise UsageError(f"unexpected {flag}", hint="--flag value")
         value = next(pairs, "")
         with contextlib.suppress(ValueError, SyntaxError):
             value = ast.literal_eval(value)
@@ -451,8 +461,7 @@ def predict(arguments: list[str]) -> int:
     parser = _parser("predict")
     parser.add_argument("run", help="the run directory, or a recipe with published weights")
     parser.add_argument("inputs", nargs="*", help="files or folders of pictures, texts, ...: what the run's data takes")
-    parser.add_argument("--start.weights", dest="weights_file", metavar="FILE", help="of a recipe: ask these weights")
-    parser.add_argument("--start.layout", dest="layout", metavar="NAME", help="the naming scheme that they come in")
+    parser.epilog = "Of a recipe's model and weights any field is a flag: --start.weights FILE --start.layout NAME"
     parser.add_argument("--samples", type=int, default=0, help="take this many samples of the test split instead")
     parser.add_argument(
         "--save", metavar="DIR", default=None, help="write each answer to a file there; of translated lines, the file"
@@ -461,14 +470,15 @@ def predict(arguments: list[str]) -> int:
         "--stream", action="store_true", help="show a text while it is written, as a terminal does with one input"
     )
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="", help="fp32, bf16 or auto (default: what the run was trained in)")
     choices = _ask_flags(parser, arguments)
+    arguments, started = _recipe_words(arguments)
     options = parser.parse_intermixed_args(arguments)
     if options.samples < 0 or bool(options.inputs) == bool(options.samples):
         raise UsageError("etude predict takes inputs, or --samples N", hint="etude predict --help")
     import etude
 
-    started = {"start.weights": options.weights_file, "start.layout": options.layout}
-    run = etude.open(options.run, **{name: value for name, value in started.items() if value is not None})
+    run = etude.open(options.run, **started)
     if options.inputs:
         inputs = run.recipe.data.read(options.inputs)
     else:
@@ -520,7 +530,9 @@ def _answer(
 
     if len(inputs) > 1 and not run.recipe.task.one_by_one:
         try:  # all at once: a graph's nodes share one pass
-            results = run.predict(*(raw for _, raw in inputs), device=options.device, **asked)
+            results = run.predict(
+                *(raw for _, raw in inputs), device=options.device, precision=options.precision, **asked
+            )
         except UsageError:
             pass  # one by one, which tells the bad ones from the others
         else:
@@ -530,7 +542,7 @@ def _answer(
     with bars() as show:
         for i, (name, raw) in enumerate(inputs):
             try:
-                keep(i, run.predict(raw, device=options.device, **asked))
+                keep(i, run.predict(raw, device=options.device, precision=options.precision, **asked))
             except UsageError as error:
                 errors.append((name, error))
             if len(inputs) > 1:
@@ -564,6 +576,24 @@ def _stream(run: Run, inputs: list[tuple[str, Any]], device: str, asked: dict[st
             _complain(error)
             code = error.code
     return code
+
+
+def _recipe_words(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """The words without the flags that change a named recipe's model and starting weights, and these changes."""
+    name = next((word for word in arguments if word in catalog.recipes() and not Path(word).exists()), "")
+    if not name:
+        return arguments, {}
+    import etude
+
+    recipe = etude.recipe(name)
+    known = [*_flag_names(recipe.model, "--model."), *_flag_names(recipe.start, "--start.")]
+    kept, words, rest = [], [], iter(arguments)
+    for word in rest:
+        if word.split("=", 1)[0] in known:
+            words += [word] if "=" in word else [word, next(rest, "")]
+        else:
+            kept.append(word)
+    return kept, _values(words, known)
 
 
 def _ask_flags(parser: _Parser, arguments: list[str]) -> list[str]:

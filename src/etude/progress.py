@@ -3,7 +3,11 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
+from typing import Any
 
+SHOWN: ContextVar[Any] = ContextVar("shown", default=None)
+"""The display that is on the screen."""
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done, and how much there is in all."""
 
@@ -11,7 +15,7 @@ Progress = Callable[[str, int, int], None]
 @contextlib.contextmanager
 def bars(*, bytes: bool = False, transient: bool = False) -> Iterator[Progress]:
     """Within, what is given shows a bar for each thing that is being done. `bytes`: so the amounts are told; a
-    `transient` display goes away at the end."""
+    `transient` display goes away at the end. Bars within bars share the outer display, and go away when they end."""
     if not sys.stderr.isatty():
         yield lambda what, done, total: None
         return
@@ -19,17 +23,27 @@ def bars(*, bytes: bool = False, transient: bool = False) -> Iterator[Progress]:
     from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Display
 
+    outer, tasks = SHOWN.get(), {}
     amount = DownloadColumn() if bytes else MofNCompleteColumn()
     columns = TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn()
-    with Display(*columns, console=Console(stderr=True), transient=transient) as display:
-        tasks = {}
+    display = outer or Display(*columns, console=Console(stderr=True), transient=transient)
 
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = display.add_task(what, total=total or None)
-            display.update(tasks[what], completed=done, total=total or None)
+    def show(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = display.add_task(what, total=total or None)
+        display.update(tasks[what], completed=done, total=total or None)
 
+    if outer is not None:
         yield show
+        for task in tasks.values():
+            outer.remove_task(task)
+        return
+    token = SHOWN.set(display)
+    try:
+        with display:
+            yield show
+    finally:
+        SHOWN.reset(token)
 
 
 @contextlib.contextmanager

@@ -116,4 +116,9 @@ def test_published_weights_are_asked_without_a_run(tmp_path, monkeypatch, capsys
     words = ["predict", "resnet.digits", "one.png", "--start.weights", "digits.safetensors", "--json"]
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out)["results"][0]["label"] == answers[0].label
+    assert main([*words[:3], "--model.num-classes", "11", *words[3:], "--precision", "fp32"]) == 4
+    said = capsys.readouterr().err
+    assert "fc.weight (10, 128) for (11, 128)" in said
+    assert main([*words[:3], "--model.num-classes", "0", *words[3:]]) == 2
+    assert "cannot be built" in capsys.readouterr().err
     assert main([*words[:4], "nowhere.pth"]) == 3 and not Path("runs").exists()

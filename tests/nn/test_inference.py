@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from etude.engine.parallel import SyncBatchNorm
+from etude.nn.exact import ExactConv2d
 from etude.nn.inference import BATCH_NORMS, conv_bn_pairs, prepare_for_inference
 from etude.vision import mobilenet, resnet
 
@@ -76,6 +77,20 @@ def test_norms_shared_by_processes_stay_float32():
     assert fast.get_parameter("1.weight").dtype == torch.float32
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert relative_error(fast(x), model.float()(x).float()) < 0.05
+
+
+def test_what_reads_and_writes_pictures_stays_float32():
+    torch.manual_seed(0)
+    model = nn.Sequential(ExactConv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.ReLU(), ExactConv2d(8, 3, 3)).eval()
+    seen = []
+    model.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
+    fast, x = prepare_for_inference(model, dtype=torch.bfloat16), torch.rand(1, 3, 12, 12)
+    assert [p.dtype for p in fast.parameters()][::2] == [torch.float32, torch.bfloat16, torch.float32]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        y = fast(x)
+        assert seen[-1] == (torch.float32, torch.float32) and y.dtype == torch.float32
+        assert (y.bfloat16().float() != y).any()  # more levels than 8 bits have
+    assert model.double()(x.double()).dtype == torch.float64
 
 
 class TwoUsers(nn.Module):

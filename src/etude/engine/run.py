@@ -106,7 +106,7 @@ class Run:
         except UsageError as error:
             raise RefusedError(f"{self.path / 'recipe.json'} does not hold a recipe: {error}") from None
         self._model: nn.Module | None = None
-        self._answering: tuple[torch.device, nn.Module] | None = None
+        self._answering: tuple[tuple[torch.device, Resolved], nn.Module] | None = None
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}: {self.recipe.name})"
@@ -203,19 +203,21 @@ class Run:
         usable = trained == "fp32" or (trained == "bf16" and computes_bf16(device)) or device.type == "cuda"
         return trained if usable else "fp32"
 
-    def _prepared(self, device: str) -> tuple[nn.Module, torch.device]:
-        """The model as it answers, made once, and where it is."""
+    def _prepared(self, device: str, precision: str) -> tuple[nn.Module, torch.device, Resolved]:
+        """The model as it answers, made once, where it is, and in what it computes."""
         place = pick_device(device)
-        if self._answering is None or self._answering[0] != place:
-            self._answering = place, answering(self.model(device), self.recipe, self.precision(place))
-        return self._answering[1], place
+        number = resolve(precision, place) if precision else self.precision(place)
+        if self._answering is None or self._answering[0] != (place, number):
+            self._answering = (place, number), answering(self.model(device), self.recipe, number)
+        return self._answering[1], place, number
 
-    def predict(self, *inputs: Any, device: str = "auto", **ask: Any) -> Any:
+    def predict(self, *inputs: Any, device: str = "auto", precision: str = "", **ask: Any) -> Any:
         """Answers to raw inputs, as the run's data takes them (pictures: paths, bytes, PIL images, arrays, tensors): a
-        Result, or a list of them. `ask`: what the task lets one choose, e.g. `length=200` of a language model."""
+        Result, or a list of them. `precision`: fp32, bf16 or auto; by default the run's own. `ask`: what the task lets
+        one choose, e.g. `length=200` of a language model."""
         asked = self._asked(ask)
-        model, place = self._prepared(device)
-        with torch.no_grad(), autocast(self.precision(place), place):
+        model, place, number = self._prepared(device, precision)
+        with torch.no_grad(), autocast(number, place):
             results = self.recipe.task.predict(model, list(inputs), self.recipe.data, self.facts, asked)
         return results[0] if len(inputs) == 1 else results
 
@@ -224,10 +226,10 @@ class Run:
         if not self.recipe.task.streams:
             raise UsageError(f"answers of {self.recipe.name} come whole, not piece by piece", hint="etude predict")
         asked = self._asked(ask)
-        model, place = self._prepared(device)
+        model, place, number = self._prepared(device, "")
         pieces = self.recipe.task.stream(model, raw, self.recipe.data, self.facts, asked)
         while True:  # what stands around the making of a piece does not stay while it is read
-            with torch.no_grad(), autocast(self.precision(place), place):
+            with torch.no_grad(), autocast(number, place):
                 piece = next(pieces, None)
             if piece is None:
                 return
@@ -299,6 +301,14 @@ class Published(Run):
                 "before it is trained",
                 hint=f"etude train {recipe.name}, or --start.weights FILE --start.layout NAME",
             )
+        try:
+            with torch.device("meta"):
+                recipe.model.build()
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise UsageError(
+                f"the model of {recipe.name} cannot be built: {error}",
+                hint="--model.FIELD VALUE, as the weights need it",
+            ) from None
         self.path, self.recipe = Path(recipe.name), recipe
         self._model, self._answering = None, None
 

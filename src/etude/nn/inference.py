@@ -12,6 +12,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._pytree import tree_map_only
 
+from etude.nn.exact import ExactConv2d
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -25,8 +27,9 @@ def prepare_for_inference(
     fp32 to about 1e-6 relative. With `dtype` its weights and the inputs are of that type, and answers are float32
     again; buffers and the BatchNorms that could not be folded stay as they are, so what is computed from them keeps
     its exactness. `channels_last` stores pictures with their channels innermost, which convolutions on CPUs and tensor
-    cores prefer. `compile` compiles at the first call for each shape of input (half a minute), the weights built in as
-    constants; where that fails it warns and runs without.
+    cores prefer. An `ExactConv2d` stays float32, and so do the inputs of a model that has one. `compile` compiles at
+    the first call for each shape of input (half a minute), the weights built in as constants; where that fails it warns
+    and runs without.
 
     A model without a forward of its own, which only holds several players, is prepared player by player.
     """
@@ -48,11 +51,14 @@ def prepare_for_inference(
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         model.register_forward_pre_hook(to_channels_last)
     if dtype is not None:
+        # a norm that processes share is a class of its own
+        stay = (ExactConv2d, nn.modules.batchnorm._NormBase)
         for module in model.modules():
-            if not isinstance(module, nn.modules.batchnorm._NormBase):  # one shared by processes is a class of its own
+            if not isinstance(module, stay):
                 for parameter in module.parameters(recurse=False):
                     parameter.data = parameter.data.to(dtype)
-        model.register_forward_pre_hook(partial(cast_inputs, dtype=dtype))
+        if not any(isinstance(module, ExactConv2d) for module in model.modules()):
+            model.register_forward_pre_hook(partial(cast_inputs, dtype=dtype))
         model.register_forward_hook(cast_outputs)
     return Compiled(model) if compile else model
 

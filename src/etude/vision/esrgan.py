@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from etude.errors import RefusedError
+from etude.nn.exact import ExactConv2d
 
 SLOPE = 0.2
 """Of every LeakyReLU."""
@@ -90,14 +91,6 @@ def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, 3, padding=1)
 
 
-def exact(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """The convolution in fp32 wherever it runs: bf16 has 8 bits, and rounding a picture to them would be seen."""
-    with torch.autocast(x.device.type, enabled=False):
-        precise = torch.promote_types(x.dtype, torch.float32)
-        weight, bias = (p.to(precise) for p in (conv.weight, conv.bias) if p is not None)
-        return F.conv2d(x.to(precise), weight, bias, padding=conv.padding)  # pyright: ignore[reportArgumentType]
-
-
 class DenseBlock(nn.Module):
     """Five convolutions, each of all that came before it; no activation after the last. (B, F, H, W) -> (B, F, H, W)"""
 
@@ -141,13 +134,13 @@ class RRDBNet(nn.Module):
         self.scale = config.scale
         self.unshuffle = 4 // config.scale
         width = config.width
-        self.conv_first = conv3x3(config.in_channels * self.unshuffle**2, width)
+        self.conv_first = ExactConv2d(config.in_channels * self.unshuffle**2, width, 3, padding=1)
         self.body = nn.Sequential(*(RRDB(width, config.growth) for _ in range(config.depth)))
         self.conv_body = conv3x3(width, width)
         self.conv_up1 = conv3x3(width, width)
         self.conv_up2 = conv3x3(width, width)
         self.conv_hr = conv3x3(width, width)
-        self.conv_last = conv3x3(width, config.in_channels)
+        self.conv_last = ExactConv2d(width, config.in_channels, 3, padding=1)
         self.act = nn.LeakyReLU(SLOPE, inplace=True)
         self.reset_parameters()
 
@@ -188,11 +181,11 @@ class RRDBNet(nn.Module):
         if self.unshuffle > 1:  # an odd side is made even by its last pixels, which are cut off again
             x = F.pad(x, (0, -width % self.unshuffle, 0, -height % self.unshuffle), mode="replicate")
             x = F.pixel_unshuffle(x, self.unshuffle)
-        x = self.conv_first(x)
+        x = self.conv_first(x).to(self.conv_body.weight.dtype)
         x = x + self.conv_body(self.body(x))
         x = self.act(self.conv_up1(F.interpolate(x, scale_factor=2, mode="nearest")))
         x = self.act(self.conv_up2(F.interpolate(x, scale_factor=2, mode="nearest")))
-        x = exact(self.conv_last, self.act(self.conv_hr(x)))
+        x = self.conv_last(self.act(self.conv_hr(x)))
         return x[..., : height * self.scale, : width * self.scale] if self.unshuffle > 1 else x
 
 

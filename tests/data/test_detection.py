@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from etude.data import mosaic, voc, yolo_txt
-from etude.data.detection import Detection
+from etude.data.detection import Detection, DetectionDataset
 from etude.data.frames import Frame
 from etude.data.mosaic import BoxAugment, Sample
 from etude.errors import EtudeError, MissingError, UsageError
@@ -105,7 +105,63 @@ def test_formats_say_the_same(source, tmp_path):
     names = [name for name, _ in dataset.samples("test", 3)]
     assert names == ["test sample 0, truly dog", "test sample 1, truly cat, dog", "test sample 2, truly nothing"]
     sides = dataset.sides()
-    assert sides.shape == (3, 2)
+    assert sides.ravel().tolist() == pytest.approx([32, 32, 30, 40, 59, 43])  # a is 64 x 80, so shrunk
+
+
+def test_sides_are_those_of_upright_pictures_without_crowds(tmp_path):
+    write_yolo(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (80, 64)).save(tmp_path / "images" / "train" / "a.jpg", exif=exif)
+    assert Detection(source="yolo", path=str(tmp_path), size=64).open().sides()[0] == pytest.approx([32, 32])
+    document = write_coco(tmp_path)
+    document["annotations"][1]["iscrowd"] = 1
+    (tmp_path / "annotations" / "instances_train2017.json").write_text(json.dumps(document))
+    sides = Detection(source="coco", path=str(tmp_path), size=64).open().sides()
+    assert sides.ravel().tolist() == pytest.approx([32, 32, 59, 43])
+
+
+def test_data_of_a_run_must_have_its_classes(tmp_path):
+    write_coco(tmp_path)
+    data = Detection(source="coco", path=str(tmp_path), size=64)
+    for classes in (["cat", "dog"], ["0", "1"]):  # numbers: of weights from elsewhere
+        assert data.reopen({"classes": classes}).sizes == {"train": 3, "test": 3}
+    for classes in (["dog", "cat"], ["cat", "cow"], ["cat"]):
+        with pytest.raises(UsageError, match="the data has the classes cat, dog; the run has learned"):
+            data.reopen({"classes": classes})
+
+
+def test_voc_is_read_in_a_runs_classes(tmp_path):
+    write_voc(tmp_path)
+    data = Detection(source="voc", path=str(tmp_path), size=64)
+    dataset = data.reopen({"classes": ["dog", "ant", "cat"]})
+    assert dataset.facts["classes"] == ["dog", "ant", "cat"]
+    assert isinstance(dataset, DetectionDataset) and dataset.load("test", 0).labels.tolist() == [0]
+    with pytest.raises(UsageError, match="the class 'dog' is not one of ant, cat"):
+        data.reopen({"classes": ["ant", "cat"]})
+
+
+@pytest.mark.parametrize("source", WRITERS)
+def test_a_train_split_without_boxes(source, tmp_path):
+    if source == "coco":
+        document = write_coco(tmp_path)
+        document["annotations"] = []
+        (tmp_path / "annotations" / "instances_train2017.json").write_text(json.dumps(document))
+    elif source == "yolo":
+        write_yolo(tmp_path)
+        for path in (tmp_path / "labels" / "train").iterdir():
+            path.write_text("")
+    else:
+        write_voc(tmp_path)
+        (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("c\n")
+    assert "the train split has no box" in str(opening(source, tmp_path))
+
+
+def test_labels_of_yolo_that_are_elsewhere(tmp_path):
+    write_yolo(tmp_path)
+    (tmp_path / "labels" / "train").rename(tmp_path / "labels" / "training")
+    error = opening("yolo", tmp_path)
+    assert isinstance(error, MissingError) and "labels/train: no file NAME.txt there" in str(error)
 
 
 def opening(source: str, root: Path) -> EtudeError:
@@ -154,11 +210,38 @@ def test_other_faults_of_yolo(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["names: [cat, 'dog']", 'names:\n- cat\n- "dog"', "nc: 2\nnames:\n  0: cat\n  1: dog\nval: x"]
+    "text",
+    [
+        "names: [cat, 'dog']",
+        'names:\n- cat\n- "dog"',
+        "nc: 2\nnames:\n  0: cat\n  1: dog\nval: x",
+        "names:\n  1: dog # second\n# none\n  0: cat\n",
+        "names: {1: dog, 0: 'cat'} # two",
+        "names: [\n  cat, # one\n  dog,\n]",
+    ],
 )
-def test_names_in_their_three_forms(text, tmp_path):
+def test_names_in_their_usual_forms(text, tmp_path):
     (tmp_path / "data.yaml").write_text(text)
     assert yolo_txt.classes(tmp_path) == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("names: {0: cat, 2: dog}", r"names are numbered \[0, 2\], must be 0 to 1"),
+        ("names:\n  1: cat\n  1: dog", "names: cannot read '1: dog'"),
+        ("names:\n  cat: 0", "names: cannot read 'cat: 0'"),
+        ("names: [dog's, cat's]", "names: cannot read"),
+        ("names: *others", "names: cannot read"),
+        ("names:\n  - cat\n  - [dog]", "names: cannot read"),
+        ("names: coco.names", "names: cannot read 'coco.names'"),
+        ("names: [cat, cat]", "a class is named twice"),
+    ],
+)
+def test_names_that_are_not_understood(text, said, tmp_path):
+    (tmp_path / "data.yaml").write_text(text)
+    with pytest.raises(UsageError, match=f"data.yaml: {said}"):
+        yolo_txt.classes(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -179,6 +262,15 @@ def test_names_in_their_three_forms(text, tmp_path):
         (lambda d: d["images"][1].update(file_name="a.jpg"), r"images\[1\]: the picture a.jpg comes twice"),
         (lambda d: d["images"][0].update(width="wide"), r"images\[0\]: expected 2 numbers"),
         (lambda d: d["categories"].append({"id": 7}), "two categories have one id"),
+        (lambda d: d["categories"].append({"id": 8, "name": "cat"}), "a class is named twice"),
+        (lambda d: d["categories"].append({"id": "8", "name": "cow"}), "some categories' ids are numbers"),
+        (lambda d: d["images"][1].update(id=10), r"images\[1\]: the id 10 comes twice"),
+        (lambda d: d["images"][1].update(file_name="./a.jpg"), r"images\[1\]: the picture ./a.jpg comes twice"),
+        (lambda d: d["images"][0].update(width=0), r"images\[0\]: 0 x 80 are no picture's sides"),
+        (lambda d: d["annotations"][0].update(category_id=[1]), r"annotations\[0\]: the category_id is \[1\]"),
+        (lambda d: d["annotations"][0].update(image_id=[1]), r"annotations\[0\]: the image_id is \[1\]"),
+        (lambda d: d["annotations"][0].update(bbox=[1, 2, 3, 10**400]), r"annotations\[0\]: bbox: expected 4"),
+        (lambda d: d["annotations"][0].update(iscrowd="0"), r"annotations\[0\]: iscrowd is '0'"),
         (lambda d: d.pop("images"), "not COCO's format: there is no list of objects 'images'"),
     ],
 )
@@ -191,7 +283,13 @@ def test_bad_entries_of_coco(change, said, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [('{"images": [\n1,,', "line 2: not JSON"), ("[" * 100_000, "nested too deeply"), ("", "line 1")]
+    ("text", "said"),
+    [
+        ('{"images": [\n1,,', "line 2: not JSON"),
+        ("[" * 100_000, "nested too deeply"),
+        ("", "line 1"),
+        ('{"images": ' + "1" * 5000 + "}", "not JSON that can be read"),
+    ],
 )
 def test_json_that_is_none(text, said, tmp_path):
     write_coco(tmp_path)
@@ -218,6 +316,8 @@ BOMB = """<?xml version="1.0"?>
     [
         ("<xmax>50</xmax>", "<xmax>70</xmax>", "line 5: the box .* outside its picture of 64 x 80"),
         ("<name>dog</name>", "<name>cow</name>", "line 5: the class 'cow' is not one of"),
+        ("<name>dog</name>", "<name></name>", "line 5: the object has no name"),
+        ("<width>64</width>", "<width>0</width>", "size: 0 x 80 are no picture's sides"),
         ("<xmin>11</xmin>", "", "line 5: bndbox: expected 4 numbers"),
         ("<width>64</width>", "", "size: expected 2 numbers"),
         ("</annotation>", "", "line 9: not XML: no element found"),
@@ -241,7 +341,12 @@ def test_no_entity_is_expanded(tmp_path):
     assert "nested too deeply" in str(opening("voc", tmp_path))
     (tmp_path / "Annotations" / "a.xml").unlink()
     assert "line 1: there is no" in str(opening("voc", tmp_path))
+    (tmp_path / "Annotations" / "a.xml").write_text((tmp_path / "Annotations" / "c.xml").read_text())
+    assert "c.jpg is that of" in str(opening("voc", tmp_path))
+    (tmp_path / "classes.txt").write_text("cat\ndog\ncat\n")
+    assert "classes.txt: a class is named twice" in str(opening("voc", tmp_path))
     (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("b\nc\nb\n")
+    (tmp_path / "classes.txt").unlink()
     assert "train.txt, line 3: b comes twice, first on line 1" in str(opening("voc", tmp_path))
 
 
@@ -316,6 +421,20 @@ def test_mosaic_puts_four_pictures_around_its_centre():
     assert moved.boxes[0].tolist() == [8 - 32, 8 + 31, 40 - 32, 40 + 31]
 
 
+@pytest.mark.parametrize("degrees", [0, 20])
+def test_no_box_stands_on_the_grey_beyond_a_mosaic(degrees):
+    """White pictures, each one box, most of the first beyond the canvas, which is shrunk: its edges are inside."""
+    samples = [marked((64, 64), (0, 0, 64, 64)) for _ in range(4)]
+    canvas = mosaic.mosaic(samples, 64, (0.0, 0.0))
+    turned = BoxAugment(scale=0.7, degrees=degrees)
+    by = mosaic.matrix(turned, np.array([1.0, 0.0, 0.5, 0.5, 0.5, 0.5]), 128, 64)
+    found = mosaic.warp(canvas, by, 64)
+    lit = np.argwhere((found.picture > 200).all(2))
+    assert len(found.boxes) == 4 and found.boxes[:, :2].min(0) == pytest.approx(lit.min(0)[::-1], abs=1.5)
+    first = Sample(canvas.picture, np.array([[-60.0, 0, 0.5, 64]]), np.array([0]), np.zeros(1, bool))
+    assert not len(mosaic.warp(first, by, 64).boxes)  # nor a sliver, which turning would make wide
+
+
 def test_boxes_that_leave_the_picture_are_dropped():
     sample = marked((128, 128), (0, 0, 20, 20))
     for shift, kept in ((-10, 1), (-17, 1), (-18.5, 0), (-30, 0)):
@@ -345,6 +464,8 @@ def test_colours_by_hand():
     gains, bright = torch.tensor([0.5, 5.0, 1.0]), torch.tensor([1.0, 1.0, 0.5])
     found = mosaic.adjust_saturation_value(image, gains, bright)[:, :, 0, 0].tolist()
     assert found == [[200, 150, 175], [200, 0, 100], [100, 50, 75]]
+    brighter = mosaic.adjust_saturation_value(image[:1], torch.ones(1), torch.tensor([1.4]))[0, :, 0, 0]
+    assert brighter.tolist() == [255, 128, 191]  # colorsys: hue and saturation stay, the value ends at 1
     flip = BoxAugment(flip=1.0)
     images, boxes = flip.finish(
         image, torch.tensor([[[0.0, 0, 0.5, 1]]]).expand(3, 1, 4), seed=0, epochs=0, indices=[0, 1, 2]
@@ -390,6 +511,22 @@ def test_frames_of_moving_pictures(tmp_path):
         assert data.picture(frame).getpixel((5, 5)) == Image.new("RGB", (1, 1), colours[frame.number]).getpixel((0, 0))
     with pytest.raises(UsageError, match=r"bad\.gif"):
         data.picture(found[6][1])
+
+
+def test_a_damaged_file_and_a_folder_called_so_end_no_job(tmp_path):
+    colours = [Image.effect_noise((40, 30), sigma) for sigma in (50, 60, 70)]
+    colours[0].save(tmp_path / "whole.gif", save_all=True, append_images=colours[1:])
+    whole = (tmp_path / "whole.gif").read_bytes()
+    data, path = Detection(size=64), tmp_path / "cut.gif"
+    (tmp_path / "folder.jpg").mkdir()
+    for end in range(6, len(whole), 101):
+        path.write_bytes(whole[:end])
+        for name, raw in data.read([str(tmp_path)]):
+            try:
+                data.picture(raw)
+            except UsageError as error:
+                assert "cut.gif" in str(error) or "cut#" in str(error), (name, str(error))
+                assert "cut" in Path(name).name
 
 
 def test_videos(tmp_path):

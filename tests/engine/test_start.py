@@ -119,6 +119,6 @@ def test_published_weights_are_asked_without_a_run(tmp_path, monkeypatch, capsys
     assert main([*words[:3], "--model.num-classes", "11", *words[3:], "--precision", "fp32"]) == 4
     said = capsys.readouterr().err
     assert "fc.weight (10, 128) for (11, 128)" in said
-    assert main([*words[:3], "--model.num-classes", "0", *words[3:]]) == 2
+    assert main([*words[:3], "--model.width=-5", *words[3:]]) == 2
     assert "cannot be built" in capsys.readouterr().err
     assert main([*words[:4], "nowhere.pth"]) == 3 and not Path("runs").exists()

@@ -135,6 +135,17 @@ def test_loss_by_hand():
     assert found.item() == pytest.approx(expected, rel=1e-6)  # pyright: ignore
 
 
+def test_crowds_are_not_learned_from():
+    objects = [(18.0, 17.75, 22.0, 22.25, 1), (0.0, 0.0, 30.0, 40.0, 0)]
+    model, batch = Fixed(empty(-2.0)).train(), batch_of(objects)
+    batch["crowd"] = torch.tensor([[False, True]])
+    assert torch.equal(Detect().loss(model, batch)[0], Detect().loss(model, batch_of(objects[:1]))[0])
+
+
+def test_a_process_without_pictures_has_nothing_to_say():
+    assert Detect().evaluate(Fixed(empty()).eval(), []) == {}
+
+
 def test_perfect_predictions_reach_map_one():
     """Logits that decode to the objects themselves; the second of a cell's two anchors is a weaker copy."""
     maps = empty()
@@ -202,7 +213,25 @@ def test_a_model_of_other_classes_is_told():
     model = Config(width=0.125, num_classes=5).build()
     with pytest.raises(UsageError, match="5 classes, the data 2") as caught:
         Detect().check(model, Sized({"classes": ["a", "b"]}))  # pyright: ignore[reportArgumentType]
-    assert caught.value.hint == "--model.num-classes 2" and model.training
+    assert caught.value.hint == "--model.num-classes 2"
+    assert not model.eval().training
+
+
+def test_anchors_of_weights_give_way_to_fitted_ones():
+    """Only where the model is about to be trained: one that is measured keeps what it has."""
+    config = Config(width=0.125, num_classes=2, anchors=(((4.0, 5.0), (6.0, 7.0), (8.0, 9.0)),) * 3)
+    weights = Config(width=0.125, num_classes=2).build().state_dict()
+    dataset: Any = Sized({"classes": ["a", "b"]})
+    for training, task, expected in (
+        (True, Detect(), config.anchors),
+        (True, Detect(fit_anchors=False), COCO_ANCHORS),
+        (False, Detect(), COCO_ANCHORS),
+    ):
+        model = config.build().train(training)
+        model.load_state_dict(weights)
+        task.check(model, dataset)
+        torch.testing.assert_close(model.anchors(), torch.tensor(expected))
+        assert model.training is training
 
 
 # ---------------------------------------------------------------- answers
@@ -242,3 +271,11 @@ def test_drawing_at_the_edges():
     found = Detections(Image.new("RGB", (400, 300)), boxes, [0.9, 0.5, 0.3], [0, 11, 1], names)
     drawn = np.asarray(found.plot())
     assert drawn.shape == (300, 400, 3) and drawn.any()
+
+
+def test_pictures_that_jpeg_cannot_hold_are_shrunk(tmp_path):
+    found = Detections(Image.new("RGB", (80_000, 40)), [[79_000.0, 0.0, 80_000.0, 40.0]], [0.9], [0], ("cat",))
+    found.save(tmp_path / "long.jpg")
+    with Image.open(tmp_path / "long.jpg") as drawn:
+        assert drawn.size == (65_500, 33)
+    assert json.loads((tmp_path / "long.json").read_text())["objects"][0]["box"] == [79_000, 0, 80_000, 40]

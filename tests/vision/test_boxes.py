@@ -119,6 +119,23 @@ def test_overlaps_by_hand():
     assert from_centre(torch.tensor([3.0, 4, 2, 6])).tolist() == [2, 1, 4, 7]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int64])
+def test_nms_of_other_numbers(dtype):
+    boxes = (drawn(2, 60)[0] * 2).to(dtype)
+    scores = drawn(2, 60)[1]
+    assert torch.equal(nms(boxes, scores, 0.4), nms(boxes.float(), scores, 0.4))
+
+
+def test_gradients_of_thin_boxes_are_finite():
+    """So far from the corner that float32 does not tell its edges apart."""
+    centred = torch.tensor([[40.0, 40, 3, 1e-7], [40, 40, 1e-7, 3], [40, 40, 1e-7, 1e-7]], requires_grad=True)
+    boxes = from_centre(centred)
+    assert (boxes[0, 3] - boxes[0, 1]).item() == 0
+    found = aligned_complete_iou(boxes, torch.tensor([[39.0, 38, 42, 41]]))
+    found.sum().backward()
+    assert centred.grad is not None and found.isfinite().all() and centred.grad.isfinite().all()
+
+
 def test_gradients_of_complete_iou():
     """As finite differences where the aspect ratios agree, so that alpha is zero; alpha itself gets no gradient."""
     a = drawn(11, 6)[0].double()

@@ -65,6 +65,11 @@ def test_training_and_eval_shapes(small):
     assert all(p.grad is not None for p in small.parameters())
 
 
+def test_sides_that_the_strides_do_not_divide(small):
+    with pytest.raises(ValueError, match="100 x 64 pixels: the sides must be multiples of 32"):
+        small.eval()(torch.rand(1, 3, 64, 100))
+
+
 def test_decoding_is_the_formula():
     torch.manual_seed(0)
     maps = [torch.randn(1, 3, 4 // s, 8 // s, 6) for s in (1, 2, 4)]

@@ -62,12 +62,27 @@ def inside(box: Box, width: float, height: float, where: str, *, slack: float = 
     return max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
 
 
+def whole_sides(values: Iterable[Any], where: str) -> tuple[int, int]:
+    """A picture's width and height, or a UsageError."""
+    width, height = numbers(values, 2, where)
+    if min(width, height) < 1 or width != int(width) or height != int(height):
+        raise UsageError(f"{where}: {width:g} x {height:g} are no picture's sides")
+    return int(width), int(height)
+
+
+def unique(path: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """The names of classes. UsageError where there are none or one comes twice."""
+    if not names or len(set(names)) < len(names):
+        raise UsageError(f"{path}: {'a class is named twice' if names else 'it names no class'}")
+    return tuple(names)
+
+
 def numbers(values: Iterable[Any], count: int, where: str) -> list[float]:
     """So many numbers, or a UsageError."""
     found = list(values)
     try:
         parsed = [float(value) for value in found if not isinstance(value, bool)]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         parsed = []
     if len(found) != count or len(parsed) != count or not np.isfinite(parsed).all():
         raise UsageError(f"{where}: expected {count} numbers, found {' '.join(str(v)[:20] for v in found[:8])}")

@@ -9,7 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from etude.data.annotations import Annotated, inside, numbers, picture_beside, text_of
+from etude.data.annotations import Annotated, inside, numbers, picture_beside, text_of, unique, whole_sides
 from etude.errors import MissingError, UsageError
 
 CLASSES = tuple(
@@ -33,7 +33,10 @@ def read(root: Path, split: str) -> Annotated:
     folders += [root / "images", root / split, root]
     folder = next(folder for folder in folders if folder.is_dir())
 
-    ids = sorted(_id(c, f"{path}: categories[{i}]") for i, c in enumerate(document["categories"]))
+    ids = [_id(c, f"{path}: categories[{i}]") for i, c in enumerate(document["categories"])]
+    if len({type(category) for category in ids}) > 1:
+        raise UsageError(f"{path}: some categories' ids are numbers, others text")
+    ids.sort()  # pyright: ignore[reportCallIssue, reportArgumentType] - of one type
     names = {c["id"]: str(c.get("name", c["id"])) for c in document["categories"]}
     if len(names) < len(ids):
         raise UsageError(f"{path}: two categories have one id")
@@ -47,19 +50,23 @@ def read(root: Path, split: str) -> Annotated:
         if own in seen:
             raise UsageError(f"{where}: the id {own} comes twice")
         seen.add(own)
-        if entry.get("category_id") not in number:
-            raise UsageError(f"{where}: there is no category {entry.get('category_id')!r}")
-        boxes[entry.get("image_id")].append((where, entry))
+        if (category := _id(entry, where, "category_id")) not in number:
+            raise UsageError(f"{where}: there is no category {category!r}")
+        boxes[_id(entry, where, "image_id")].append((where, entry))
 
-    found = Annotated(classes=tuple(names[category] for category in ids))
-    pictures: set[str] = set()
+    found = Annotated(classes=unique(path, [names[category] for category in ids]))
+    images: set[Any] = set()
+    pictures: set[Path] = set()
     for i, entry in enumerate(document["images"]):
         where = f"{path}: images[{i}]"
         own, name = _id(entry, where), str(entry.get("file_name"))
-        if name in pictures:
+        if own in images:
+            raise UsageError(f"{where}: the id {own} comes twice")
+        images.add(own)
+        if Path(name) in pictures:
             raise UsageError(f"{where}: the picture {name} comes twice")
-        pictures.add(name)
-        width, height = (int(side) for side in numbers((entry.get("width"), entry.get("height")), 2, where))
+        pictures.add(Path(name))
+        width, height = whole_sides((entry.get("width"), entry.get("height")), where)
         mine, labels, crowd = [], [], []
         for at, annotation in boxes.pop(own, []):
             x, y, w, h = numbers(_listed(annotation.get("bbox")), 4, f"{at}: bbox")
@@ -67,7 +74,9 @@ def read(root: Path, split: str) -> Annotated:
                 continue
             mine.append(inside((x, y, x + w, y + h), width, height, at))
             labels.append(number[annotation["category_id"]])
-            crowd.append(bool(annotation.get("iscrowd", 0)))
+            if (many := annotation.get("iscrowd", 0)) not in (0, 1):
+                raise UsageError(f"{at}: iscrowd is {many!r}, must be 0 or 1")
+            crowd.append(bool(many))
         found.add(picture_beside(folder, name, where), mine, labels, crowd=crowd, size=(width, height))
     if boxes:
         image_id, ((where, _), *_) = next(iter(boxes.items()))
@@ -96,6 +105,8 @@ def load(path: Path) -> dict[str, Any]:
         document = json.loads(text_of(path))
     except json.JSONDecodeError as error:
         raise UsageError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from None
+    except ValueError as error:  # Python reads no number of thousands of digits
+        raise UsageError(f"{path}: not JSON that can be read: {error}") from None
     except RecursionError:
         raise UsageError(f"{path}: nested too deeply to be COCO's format") from None
     for name in ("images", "annotations", "categories"):
@@ -105,9 +116,9 @@ def load(path: Path) -> dict[str, Any]:
     return document
 
 
-def _id(entry: dict[str, Any], where: str) -> int | str:
-    if not isinstance(found := entry.get("id"), int | str):
-        raise UsageError(f"{where}: the id is {found!r}")
+def _id(entry: dict[str, Any], where: str, name: str = "id") -> int | str:
+    if not isinstance(found := entry.get(name), int | str):
+        raise UsageError(f"{where}: the {name} is {found!r}")
     return found
 
 

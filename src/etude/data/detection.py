@@ -53,6 +53,14 @@ class Boxed(Data):
         if not 0 <= self.multi_scale < 1:
             raise UsageError(f"data.multi_scale is {self.multi_scale}; it must lie from 0 to below 1")
 
+    def reopen(self, facts: dict[str, Any]) -> "Dataset":
+        """With the classes that the run has learned, in their order; weights of elsewhere say only how many."""
+        dataset, learned = self.open(), list(facts["classes"])
+        if learned != _numbers(len(learned)) and (found := dataset.facts["classes"]) != learned:
+            said = ", ".join(found)[:200], ", ".join(learned)[:200]
+            raise UsageError(f"the data has the classes {said[0]}; the run has learned {said[1]}")
+        return dataset
+
     def picture(self, raw: Any) -> Image.Image:
         """A path, bytes, PIL image, array, tensor or frame of a video, as RGB."""
         return raw.image() if isinstance(raw, frames.Frame) else decode.open_image(raw, 3)
@@ -78,7 +86,9 @@ class Boxed(Data):
         found: list[tuple[str, Any]] = []
         for path in map(Path, words):
             if path.is_dir():
-                inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in (*PICTURES, *frames.VIDEOS))
+                inside = sorted(
+                    p for p in path.rglob("*") if p.suffix.lower() in (*PICTURES, *frames.VIDEOS) and p.is_file()
+                )
                 if not inside:
                     raise UsageError(f"the folder {path} holds no pictures ({', '.join(PICTURES)})")
             elif path.is_file():
@@ -111,10 +121,22 @@ class Detection(Boxed):
         """Read and check all annotations; pictures are decoded when their turn comes."""
         return DetectionDataset(self)
 
+    def reopen(self, facts: dict[str, Any]) -> "Dataset":
+        """VOC's files name no class that does not occur: there the run's classes are those."""
+        learned = list(facts["classes"])
+        if self.source == "voc" and learned != _numbers(len(learned)):
+            return DetectionDataset(self, learned)
+        return super().reopen(facts)
+
     def named(self, classes: Sequence[str]) -> tuple[str, ...]:
         """COCO's own, of weights that were trained on it and are asked without it."""
-        numbers = [str(number) for number in range(len(coco.CLASSES))]
-        return coco.CLASSES if self.source == "coco" and list(classes) == numbers else tuple(classes)
+        known = self.source == "coco" and list(classes) == _numbers(len(coco.CLASSES))
+        return coco.CLASSES if known else tuple(classes)
+
+
+def _numbers(count: int) -> list[str]:
+    """How weights of elsewhere name their classes."""
+    return [str(number) for number in range(count)]
 
 
 class BoxDataset(Dataset):
@@ -198,17 +220,21 @@ class BoxDataset(Dataset):
 class DetectionDataset(BoxDataset):
     """Files: see the module."""
 
-    def __init__(self, data: Detection):
+    def __init__(self, data: Detection, classes: Sequence[str] = ()):
+        """`classes`: a run's, of data in VOC's format."""
         self.data = data
         if not data.path:
             raise MissingError(f"{data.source}: no folder is given", hint="--data.path DIR")
         root = Path(data.path).expanduser()
         if not root.is_dir():
             raise MissingError(f"{root}: no such folder", hint="--data.path DIR")
-        self._splits: dict[str, Annotated] = {split: READERS[data.source](root, split) for split in ("train", "test")}
+        read = partial(voc.read, classes=classes) if data.source == "voc" else READERS[data.source]
+        self._splits: dict[str, Annotated] = {split: read(root, split) for split in ("train", "test")}
         train, test = self._splits.values()
         if train.classes != test.classes:
             raise UsageError(f"{root}: the splits have different classes: {train.classes} and {test.classes}")
+        if all(crowd.all() for crowd in train.crowd):
+            raise UsageError(f"{root}: the train split has no box: there is nothing to learn")
         self.sizes = {split: len(found) for split, found in self._splits.items()}
         self.facts = {"source": data.path, "classes": list(train.classes), "sizes": self.sizes}
 
@@ -226,9 +252,18 @@ class DetectionDataset(BoxDataset):
         return Sample(picture, boxes, held.labels[index], held.crowd[index])
 
     def sides(self) -> NDArray[np.float64]:
-        """Of relative boxes, as if every picture were square: its own sides are not read for this."""
+        """Of all objects but crowds. Where annotations do not say the pictures' sides, their headers are read."""
         held, found = self._splits["train"], []
-        for boxes, size in zip(held.boxes, held.sizes):
-            scale = self.data.size / max(size) if size else self.data.size
-            found.append((boxes[:, 2:] - boxes[:, :2]) * scale)
+        for path, boxes, crowd, size in zip(held.paths, held.boxes, held.crowd, held.sizes):
+            if len(boxes):
+                size = size or _size(path)
+                shares = np.array(size if held.relative else (1, 1)) * self.data.size / max(size)
+                found.append((boxes[:, 2:] - boxes[:, :2])[~crowd] * shares)
         return np.concatenate(found)
+
+
+def _size(path: str) -> tuple[int, int]:
+    """Width and height of an upright picture, from its header."""
+    with decode.header(path) as image:
+        width, height = image.size
+        return (width, height) if decode.orientation(image) < 5 else (height, width)

@@ -47,7 +47,10 @@ class _Pillow:
     def __init__(self, path: Path):
         self.name = str(path)
         self.image = decode.animation(path)
-        self.count: int = getattr(self.image, "n_frames", 1)
+        try:
+            self.count: int = getattr(self.image, "n_frames", 1)  # Pillow reads the whole file for it
+        except Exception as error:  # as of decode: damaged bytes raise all kinds of errors
+            raise UsageError(f"{path}: truncated or damaged ({error})") from error
 
     def frame(self, number: int) -> Image.Image:
         try:

@@ -113,12 +113,14 @@ def adjust_saturation_value(
     """Both by each sample's factor, in HSV: at most to full saturation and full brightness.
 
     With v the largest channel, a channel is v - s v f; multiplying s by g moves it to v - g (v - channel), and s = 1 is
-    reached where the least channel, v - g (v - least), would fall below 0.
+    reached where the least channel, v - g (v - least), would fall below 0. Multiplying v multiplies all channels alike,
+    until the largest is 255: hue and saturation stay.
     """
     x = images.float()
     top, least = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
     gain, bright = (f.to(x.device, torch.float32)[:, None, None, None] for f in (saturation, value))
     gain = torch.minimum(gain, top / (top - least).clamp(min=1e-6))
+    bright = torch.minimum(bright, 255 / top.clamp(min=1))
     x = (top - gain * (top - x)) * bright
     return x.clamp_(0, 255).round_().to(torch.uint8)
 
@@ -160,7 +162,7 @@ def letterbox(sample: Sample, size: int) -> Sample:
 
 def mosaic(samples: Sequence[Sample], size: int, centre: tuple[float, float]) -> Sample:
     """Four pictures, each with a corner at the centre, on a canvas of 2 size. `centre`: two numbers in [0, 1), of the
-    middle half of the canvas."""
+    middle half of the canvas. Boxes are not cut where a picture reaches beyond the canvas: `warp` does that."""
     canvas = np.full((2 * size, 2 * size, 3), GREY, np.uint8)
     x, y = (int(size / 2 + u * size) for u in centre)
     boxes, labels, crowd = [], [], []
@@ -194,7 +196,8 @@ def matrix(augment: BoxAugment, uniforms: NDArray[np.float64], canvas: int, size
 
 
 def warp(sample: Sample, by: NDArray[np.float64], size: int) -> Sample:
-    """A picture (size, size, 3) under an affine map; boxes become the upright boxes around what they were."""
+    """A picture (size, size, 3) under an affine map; boxes become the upright boxes around what is there of them: a
+    mosaic's may reach beyond its canvas."""
     inverse = np.linalg.inv(by)
     picture = Image.fromarray(sample.picture).transform(
         (size, size),
@@ -203,12 +206,17 @@ def warp(sample: Sample, by: NDArray[np.float64], size: int) -> Sample:
         Image.Resampling.BILINEAR,
         fillcolor=(GREY, GREY, GREY),
     )
-    x, y = sample.boxes[:, [0, 2, 2, 0]], sample.boxes[:, [1, 1, 3, 3]]
-    corners = np.stack([x, y, np.ones_like(x)], -1) @ by[:2].T
-    whole = np.concatenate([corners.min(1), corners.max(1)], 1)
-    boxes = whole.clip(0, size)
-    kept = visible(whole, boxes)
+    height, width = sample.picture.shape[:2]
+    there = sample.boxes.clip(0, [width, height, width, height])
+    boxes = _upright(there, by).clip(0, size)
+    kept = visible(sample.boxes, there) & visible(_upright(sample.boxes, by), boxes)
     return Sample(np.asarray(picture), boxes[kept], sample.labels[kept], sample.crowd[kept])
+
+
+def _upright(boxes: NDArray[np.float64], by: NDArray[np.float64]) -> NDArray[np.float64]:
+    x, y = boxes[:, [0, 2, 2, 0]], boxes[:, [1, 1, 3, 3]]
+    corners = np.stack([x, y, np.ones_like(x)], -1) @ by[:2].T
+    return np.concatenate([corners.min(1), corners.max(1)], 1)
 
 
 def visible(whole: NDArray[np.float64], clipped: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -6,11 +6,12 @@ entity is ever expanded; pixels are counted from 1.
 """
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.parsers import expat
 
-from etude.data.annotations import Annotated, Box, inside, numbers, picture_beside, text_of
+from etude.data.annotations import Annotated, Box, inside, numbers, picture_beside, text_of, unique, whole_sides
 from etude.errors import MissingError, UsageError
 
 NAMES = {"train": ("train", "trainval"), "test": ("val", "test")}
@@ -19,11 +20,11 @@ DEPTH = 50
 
 @dataclass
 class Node:
-    """An element: its text, its children, the line on which it begins."""
+    """An element: the pieces of its text, its children, the line on which it begins."""
 
     name: str
     line: int
-    text: str = ""
+    pieces: list[str] = field(default_factory=list)
     children: list["Node"] = field(default_factory=list)
 
     def all(self, name: str) -> list["Node"]:
@@ -33,27 +34,36 @@ class Node:
         """The text of the first element of this path, "" where there is none."""
         first, _, rest = path.partition("/")
         for child in self.all(first):
-            return child.get(rest) if rest else child.text.strip()
+            return child.get(rest) if rest else "".join(child.pieces).strip()
         return ""
 
 
-def read(root: Path, split: str) -> Annotated:
-    """The pictures of a split and their boxes. UsageError names the file and the line that is wrong."""
+def read(root: Path, split: str, classes: Sequence[str] = ()) -> Annotated:
+    """The pictures of a split and their boxes. UsageError names the file and the line that is wrong.
+
+    `classes`: those that are known already, of a run.
+    """
     files = sorted((root / "Annotations").glob("*.xml"))
     if not files:
         raise MissingError(f"{root}: no Annotations/*.xml there", hint="Annotations/, JPEGImages/, ImageSets/Main/")
     documents = {path.stem: (path, parse(path)) for path in files}
-    if (listed := root / "classes.txt").is_file():
-        known = tuple(line.strip() for line in text_of(listed).splitlines() if line.strip())
+    for path, document in documents.values():
+        for item in document.all("object"):
+            if not item.get("name"):
+                raise UsageError(f"{path}, line {item.line}: the object has no name")
+    if classes:
+        known = tuple(classes)
+    elif (listed := root / "classes.txt").is_file():
+        known = unique(listed, [line.strip() for line in text_of(listed).splitlines() if line.strip()])
     else:
         known = tuple(sorted({o.get("name") for _, document in documents.values() for o in document.all("object")}))
     found = Annotated(classes=known)
+    pictures: dict[Path, Path] = {}
     for name, where in members(root, split, list(documents)):
         if name not in documents:
             raise MissingError(f"{where}: there is no {root / 'Annotations' / name}.xml")
         path, document = documents[name]
-        size = numbers((document.get("size/width"), document.get("size/height")), 2, f"{path}: size")
-        width, height = int(size[0]), int(size[1])
+        width, height = whole_sides((document.get("size/width"), document.get("size/height")), f"{path}: size")
         boxes: list[Box] = []
         labels, seen = [], {}
         for item in document.all("object"):
@@ -69,6 +79,9 @@ def read(root: Path, split: str) -> Annotated:
             boxes.append(inside((x1 - 1, y1 - 1, x2, y2), width, height, where))
             labels.append(known.index(item.get("name")))
         picture = picture_beside(root / "JPEGImages", document.get("filename") or f"{name}.jpg", str(path))
+        if picture in pictures:
+            raise UsageError(f"{path}: the picture {picture} is that of {pictures[picture]} too")
+        pictures[picture] = path
         found.add(picture, boxes, labels, size=(width, height))
     if not found.paths:
         raise UsageError(f"{root}: the {split} split holds no pictures")
@@ -109,7 +122,7 @@ def parse(path: Path) -> Node:
         stack.pop()
 
     def text(data: str) -> None:
-        stack[-1].text += data
+        stack[-1].pieces.append(data)
 
     def refuse(*declared: object) -> None:
         raise UsageError(f"{path}, line {parser.CurrentLineNumber}: a DOCTYPE, which annotations have no use for")

@@ -5,11 +5,14 @@ Classes are named in `classes.txt`, a line each, or under `names:` in `data.yaml
 """
 
 import re
+from itertools import takewhile
 from pathlib import Path
 
-from etude.data.annotations import PICTURES, Annotated, inside, numbers, text_of
+from etude.data.annotations import PICTURES, Annotated, inside, numbers, text_of, unique
 from etude.errors import MissingError, UsageError
 
+NAME = r"""(?P<quoted>'[^']+'|"[^"]+")|(?P<plain>[^'"\[\]{}&*!|>%@`-][^\[\]{}]*)"""
+ENTRY = rf"(?P<number>\d{{1,9}})\s*:\s*(?:{NAME})"
 NAMES = {"train": ("train",), "test": ("val", "test")}
 
 
@@ -20,8 +23,10 @@ def read(root: Path, split: str) -> Annotated:
     if folder is None:
         raise MissingError(f"{root}: no folder images/{NAMES[split][0]}", hint="images/train, images/val, labels/...")
     found = Annotated(classes=known, relative=True)
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
     labelled = root / "labels" / folder.name
+    if not any(place.name != "classes.txt" for place in labelled.rglob("*.txt")):
+        raise MissingError(f"{labelled}: no file NAME.txt there, for the boxes of {folder}/NAME.*")
     stems = {}
     for path in paths:
         place = labelled / path.relative_to(folder).with_suffix(".txt")
@@ -60,28 +65,39 @@ def classes(root: Path) -> tuple[str, ...]:
     """The names of the classes."""
     for path in (root / "classes.txt", root / "labels" / "classes.txt"):
         if path.is_file():
-            return _unique(path, [line.strip() for line in text_of(path).splitlines() if line.strip()])
+            return unique(path, [line.strip() for line in text_of(path).splitlines() if line.strip()])
     for path in sorted(root.glob("*.yaml")):
-        if names := _names(text_of(path)):
-            return _unique(path, names)
+        if names := _names(path):
+            return unique(path, names)
     raise MissingError(f"{root}: nothing names the classes", hint="a file classes.txt there, one name a line")
 
 
-def _unique(path: Path, names: list[str]) -> tuple[str, ...]:
-    if not names or len(set(names)) < len(names):
-        raise UsageError(f"{path}: {'a class is named twice' if names else 'it names no class'}")
-    return tuple(names)
-
-
-def _names(text: str) -> list[str]:
-    """What stands under `names:` in a data.yaml, in any of its three usual forms; no YAML otherwise."""
-    match = re.search(r"^names:[ \t]*(\[[^\]]*\]|)[ \t]*(?:#.*)?$((?:\n(?:[ \t]+.*|[ \t]*-.*|[ \t]*))*)", text, re.M)
-    if not match:
+def _names(path: Path) -> list[str]:
+    """What stands under `names:` in a data.yaml: a list or numbered names, in brackets or a line each; [] where there
+    is none. UsageError for other YAML."""
+    lines = [re.sub(r"(^|\s)#.*", "", line).rstrip() for line in text_of(path).splitlines()]
+    first = next((number for number, line in enumerate(lines) if line.startswith("names:")), None)
+    if first is None:
         return []
-    inline, below = match.groups()
-    if inline:
-        parts = inline[1:-1].split(",")
+    below = takewhile(lambda line: line[:1] in ("", " ", "\t", "-", "]", "}"), lines[first + 1 :])
+    body = [line.strip() for line in (lines[first].removeprefix("names:"), *below) if line.strip()]
+    whole = " ".join(body)
+    if inline := re.fullmatch(r"\[(.*)\]|\{(.*)\}", whole):
+        # a comma between quotation marks is a name's
+        parts = [
+            part for part in re.findall(r"(?:'[^']*'|\"[^\"]*\"|[^,])+", inline[1] or inline[2] or "") if part.strip()
+        ]
+        numbered = whole[0] == "{"
     else:
-        lines = [line.strip() for line in below.splitlines() if line.strip() and not line.strip().startswith("#")]
-        parts = [re.sub(r"^(-|\d+\s*:)\s*", "", line) for line in lines]
-    return [part.strip().strip("'\"") for part in parts if part.strip()]
+        numbered = not whole.startswith("-")
+        parts = body if numbered else [part.removeprefix("-") for part in body]
+    found: dict[int, str] = {}
+    for place, part in enumerate(parts):
+        entry = re.fullmatch(ENTRY if numbered else NAME, part.strip())
+        number = int(entry["number"]) if entry and numbered else place
+        if not entry or number in found or (inline and "," in (entry["plain"] or "")):
+            raise UsageError(f"{path}: names: cannot read {part.strip()[:60]!r}", hint="a line '  0: NAME' each")
+        found[number] = entry["plain"] or entry["quoted"][1:-1]
+    if sorted(found) != list(range(len(found))):
+        raise UsageError(f"{path}: names are numbered {sorted(found)[:20]}, must be 0 to {len(found) - 1}")
+    return [found[number] for number in range(len(found))]

@@ -49,13 +49,14 @@ def complete_iou(a: Boxes, b: Float[Tensor, "M 4"]) -> Float[Tensor, "N M"]:
 def aligned_complete_iou(a: Float[Tensor, "*A 4"], b: Float[Tensor, "*B 4"], *, eps: float = 1e-7) -> Tensor:
     """`complete_iou` of the boxes that broadcasting puts side by side: a loss's.
 
-    The weight of the aspect ratio, alpha, gets no gradient (the paper's section on optimisation).
+    The weight of the aspect ratio, alpha, gets no gradient (the paper's section on optimisation). Heights count as
+    `eps` at least: of a box too thin for its corners to differ, the gradient would be NaN.
     """
     iou, _ = _overlap(a, b)
     hull = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
     diagonal = hull.clamp(min=0).square().sum(-1) + eps
     distance = ((a[..., :2] + a[..., 2:] - b[..., :2] - b[..., 2:]) / 2).square().sum(-1)
-    angle_a, angle_b = (torch.atan((x[..., 2] - x[..., 0]) / (x[..., 3] - x[..., 1])) for x in (a, b))
+    angle_a, angle_b = (torch.atan((x[..., 2] - x[..., 0]) / (x[..., 3] - x[..., 1]).clamp(min=eps)) for x in (a, b))
     v = 4 / math.pi**2 * (angle_a - angle_b).square()
     with torch.no_grad():
         alpha = v / (1 - iou + v + eps)
@@ -78,7 +79,7 @@ def from_centre(boxes: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B 4"]:
 # ---------------------------------------------------------------- non-maximum suppression
 
 
-def nms(boxes: Boxes, scores: Shaped[Tensor, " N"], iou: float) -> Int[Tensor, " K"]:
+def nms(boxes: Shaped[Tensor, "N 4"], scores: Shaped[Tensor, " N"], iou: float) -> Int[Tensor, " K"]:
     """Indices of the boxes that greedy suppression keeps, best first.
 
     From the best box down, each that is kept removes those after it whose IoU with it is above `iou`. Exact: the same
@@ -88,7 +89,7 @@ def nms(boxes: Boxes, scores: Shaped[Tensor, " N"], iou: float) -> Int[Tensor, "
 
 
 def batched_nms(
-    boxes: Boxes, scores: Shaped[Tensor, " N"], classes: Int[Tensor, " N"], iou: float
+    boxes: Shaped[Tensor, "N 4"], scores: Shaped[Tensor, " N"], classes: Int[Tensor, " N"], iou: float
 ) -> Int[Tensor, " K"]:
     """`nms` within each class; the indices of all classes together, best first. Computed on the CPU."""
     if not 0 <= iou <= 1:
@@ -142,7 +143,9 @@ def detections(
 def _kept(boxes: Tensor, classes: Tensor, order: NDArray[np.int64], iou: float) -> NDArray[np.int64]:
     """The places in `order` that are kept, increasing."""
     # as (4, N), so that a coordinate of all boxes lies together
-    sides = np.ascontiguousarray(boxes.detach().cpu().numpy()[order].T)
+    boxes = boxes.detach().cpu()
+    plain = boxes if boxes.dtype in (torch.float32, torch.float64) else boxes.float()
+    sides = np.ascontiguousarray(plain.numpy()[order].T)
     labels = classes.cpu().numpy()[order]
     by_class = np.argsort(labels, kind="stable")
     bounds = np.flatnonzero(np.diff(labels[by_class])) + 1

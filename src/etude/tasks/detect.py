@@ -32,6 +32,8 @@ from etude.tasks.metrics import Confusion, Metric, Worst
 
 SHOWN = 12
 """Pictures of an evaluation that the report shows."""
+LARGEST = 65_500
+"""Pixels of a side that JPEG can hold."""
 CONFIDENT = 0.25
 """The score from which a detection is shown, and counted in the confusion matrix."""
 Found = tuple[Tensor, Tensor, Tensor]
@@ -91,14 +93,18 @@ class Detect(Task):
 
     @torch.no_grad()
     def check(self, model: nn.Module, dataset: Dataset) -> None:
-        """Whether the model has an output for each class."""
+        """Whether the model has an output for each class. A model to be trained that began with weights has their
+        anchors by now; it gets those of its configuration, which were chosen for the data."""
+        training = model.training
         found = model.eval()(torch.zeros(1, 3, 64, 64))[0].shape[2] - 5
-        model.train()
+        model.train(training)
         classes = len(dataset.facts["classes"])
         if found != classes:
             raise UsageError(
                 f"the model has {found} classes, the data {classes}", hint=f"--model.num-classes {classes}"
             )
+        if training and self.fit_anchors:
+            model.set_anchors(model.config.anchors)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
 
     # ---------------------------------------------------------------- training
 
@@ -107,11 +113,12 @@ class Detect(Task):
         maps: list[Tensor] = model(batch["image"])
         side = batch["image"].shape[-1]
         box = objectness = classes = maps[0].new_zeros((), dtype=torch.float32)
+        labelled = batch["label"].masked_fill(batch["crowd"], -1)  # a region of many objects is none to learn from
         for raw, anchors, balance in zip(maps, _anchors(model), self.balance, strict=True):
             stride = side / raw.shape[3]
             anchors = anchors / stride
             cells, which, targets, labels = assign(
-                batch["boxes"] / stride, batch["label"], anchors, raw.shape[2:4], self.ratio
+                batch["boxes"] / stride, labelled, anchors, raw.shape[2:4], self.ratio
             )
             rows = raw.permute(0, 2, 3, 1, 4)  # as channels-last memory holds it, so that gradients need no copy
             sure = rows[..., 4].float()  # only this and the objects' cells are read, and made float32
@@ -158,7 +165,8 @@ class Detect(Task):
                 if index < SHOWN:
                     record = (tuple(part.flatten().tolist()) for part in seen)
                     shown.records.append((-float(index), (index, *record)))
-        assert store and confusion
+        if store is None or confusion is None:  # fewer pictures than processes
+            return {}
         measured: dict[str, Metric] = {"mAP50": MeanAP(store, 0), "mAP50_95": MeanAP(store)}
         return measured | {"confusion": confusion, "shown": shown}
 
@@ -328,10 +336,12 @@ class Detections:
         return "".join(lines)
 
     def plot(self) -> Image.Image:
-        """The picture with its boxes, their classes and scores; small pictures are enlarged."""
-        grow = max(1, round(320 / max(self.image.size)))
+        """The picture with its boxes, their classes and scores; small pictures are enlarged, and those shrunk that
+        JPEG could not hold."""
+        grow = min(max(1, round(320 / max(self.image.size))), LARGEST / max(self.image.size))
         sheet = self.image.convert("RGB")
-        sheet = sheet.resize((sheet.width * grow, sheet.height * grow), Image.Resampling.BICUBIC)
+        sides = [max(1, round(side * grow)) for side in sheet.size]
+        sheet = sheet.resize((sides[0], sides[1]), Image.Resampling.BICUBIC)
         draw = ImageDraw.Draw(sheet)
         line = max(2, round(max(sheet.size) / 400))
         font = ImageFont.load_default(max(11, round(max(sheet.size) / 60)))

@@ -119,6 +119,16 @@ class SPPF(nn.Module):
 
 
 @fx.wrap
+def divisible(x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+    """The pictures, where the coarsest stride divides their sides."""
+    if any(side % STRIDES[-1] for side in x.shape[2:]):
+        raise ValueError(
+            f"pictures of {x.shape[3]} x {x.shape[2]} pixels: the sides must be multiples of {STRIDES[-1]}"
+        )
+    return x
+
+
+@fx.wrap
 def decode(maps: list[Tensor], anchors: Float[Tensor, "L A 2"]) -> Float[Tensor, "B N D"]:
     """Raw maps (B, A, h, w, D) of all levels -> predictions in pixels, level by level, anchor by anchor, row by row.
     `anchors` in units of the strides.
@@ -197,8 +207,14 @@ class YOLOv5(nn.Module):
         """Widths and heights in pixels."""
         return self.head.anchors.float() * self.head.anchors.new_tensor(STRIDES, dtype=torch.float32)[:, None, None]
 
+    def set_anchors(self, anchors: Anchors) -> None:
+        """Other anchors than the weights': widths and heights in pixels."""
+        strides = torch.tensor(STRIDES, dtype=torch.float32)[:, None, None]
+        self.head.anchors.copy_(torch.tensor(anchors, dtype=torch.float32) / strides)
+
     def features(self, x: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
-        """The neck's maps at strides 8, 16 and 32."""
+        """The neck's maps at strides 8, 16 and 32. ValueError for sides that these do not divide."""
+        x = divisible(x)
         c3 = self.stage2(self.down2(self.stage1(self.down1(self.stem(x)))))
         c4 = self.stage3(self.down3(c3))
         c5 = self.sppf(self.stage4(self.down4(c4)))

@@ -38,6 +38,7 @@ NAMES = (
     "bert",
     "transformer",
     "gpt",
+    "gan",
 )
 Row = dict[str, Any]
 """{"name", "what", "ours", "peer", "unit", "peer_name", "peer_version", "ratio", "target"}; "note" if no peer ran."""

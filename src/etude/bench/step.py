@@ -30,6 +30,7 @@ def engine_step(recipe: Recipe, batch: Batch) -> Callable[[], float]:
         if not trainers:
             trainers.append(Trainer(recipe, None, quiet=True))
             trainers[0].model.train()
-        return trainers[0].take_step(laid_out(batch, recipe))["loss"].item()
+        logs = trainers[0].take_step(laid_out(batch, recipe))
+        return next(value for name, value in logs.items() if name.split("/")[-1] == "loss").item()
 
     return step

@@ -18,6 +18,7 @@ _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 
 ORDER, AUGMENT, MIX, CROP, DISTORT_TRAIN, DISTORT_TEST, NEIGHBOURS, ELASTIC, MOSAIC, PATCH, SCENE = range(11)
+NOISE, LINE = 11, 12
 """Streams: one a purpose, so that adding an augmentation never changes the order of samples."""
 
 
@@ -53,6 +54,17 @@ def uniform(seed: int, epochs, indices, count: int, stream: int = AUGMENT) -> ND
     Row i depends on (seed, epochs[i], indices[i], stream) alone, not on the other rows.
     """
     return _words(seed, epochs, indices, count, stream) * np.float64(2.0**-32)
+
+
+def normal(seed: int, epochs, indices, count: int, stream: int = NOISE) -> NDArray[np.float64]:
+    """`count` draws of N(0, 1) for each sample, by Box and Muller (1958) from `uniform`: (n,) -> (n, count) float64.
+
+    Number j of a sample is the same whatever the count.
+    """
+    drawn = uniform(seed, epochs, indices, count + count % 2, stream)
+    radius, angle = np.sqrt(-2 * np.log1p(-drawn[:, ::2])), 2 * np.pi * drawn[:, 1::2]
+    pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=2)
+    return pairs.reshape(len(drawn), -1)[:, :count]
 
 
 def beta(seed: int, epochs, indices, alpha: float) -> NDArray[np.float64]:

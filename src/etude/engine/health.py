@@ -44,6 +44,7 @@ DEAD = 0.5
 AGREE = 2
 """Measurements in a row that must say so before anything is said: a single odd batch, or the first step of a branch
 that starts from zero, is no illness."""
+ALARMED = 3
 MEMORY = 20
 
 _ZEROED = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Threshold)
@@ -210,6 +211,21 @@ def parse(document: dict[str, Any]) -> Measured | None:
 
 
 # --- what it means
+
+
+class Alarms:
+    """Says what a task finds amiss in its own logs: once a kind, when it was so in ALARMED logged steps in a row."""
+
+    def __init__(self) -> None:
+        self._often: dict[str, int] = {}
+        self._told: set[str] = set()
+
+    def __call__(self, amiss: dict[str, str]) -> list[str]:
+        """What is to be said of a logged step, a line each. `amiss`: kind -> words."""
+        self._often = {kind: self._often.get(kind, 0) + 1 for kind in amiss}
+        due = [kind for kind, often in self._often.items() if often >= ALARMED and kind not in self._told]
+        self._told |= set(due)
+        return [amiss[kind] for kind in due]
 
 
 class Judge:

@@ -98,7 +98,9 @@ class Player:
         self.call: nn.Module = _Called(model)
         if world.size > 1 and world.shard == 1:
             # buffers need no broadcast: BatchNorm takes its statistics over all processes
-            self.call = DistributedDataParallel(self.call, forward_sync_buffers=False)
+            self.call = DistributedDataParallel(
+                self.call, forward_sync_buffers=False, find_unused_parameters=getattr(model, "grows", False)
+            )
 
     def take_turn(self) -> None:
         """Only this player's weights take gradients until another's turn."""

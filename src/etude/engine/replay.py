@@ -15,7 +15,7 @@ from etude.engine.evaluate import laid_out
 from etude.engine.precision import autocast, pick_device
 from etude.engine.run import Run
 from etude.errors import MissingError, RefusedError
-from etude.tasks.base import Logs, LossFn
+from etude.tasks.base import Logs, LossFn, Update
 
 
 def seed_step(seed: int, step: int, rank: int, number: int, device: torch.device) -> None:
@@ -70,7 +70,8 @@ def replay(run: Run, *, device: str = "auto") -> tuple[int, monitor.Finding]:
 
     seed_step(seed, step, about["rank"], 0, place)
     try:
-        run.recipe.task.step(model.train(), batch, update)
+        processes = max(1, run.recipe.samples_at(step) // len(next(iter(batch.values()))))
+        run.recipe.task.step(model.train(), batch, Update(update, processes=processes))
     except monitor.NonFinite as failed:
         seed_step(seed, step, about["rank"], failed.number, place)
         context, parts = autocast(about["precision"], place), run.recipe.parts_at(about["step"])

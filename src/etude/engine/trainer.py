@@ -37,7 +37,7 @@ from etude.engine.recipe import Recipe
 from etude.engine.replay import seed_step, write_replay
 from etude.engine.run import version
 from etude.errors import EtudeError, Interrupted, NumericError, RefusedError, UsageError
-from etude.tasks.base import Block, Logs, LossFn, LossLogs
+from etude.tasks.base import Block, Logs, LossFn, LossLogs, Update
 from etude.tasks.metrics import Metric
 
 SAVE_SECONDS = 30.0
@@ -90,7 +90,8 @@ class Trainer:
             raise UsageError("patience needs held-out samples to judge by", hint="--data.validation 5000")
         self.workers = self._workers(workers)
         self._build()
-        self.make_batch(0)  # what is wrong with the batches shows now, not when a run directory exists
+        # what is wrong with the batches shows now, not when a run directory exists
+        recipe.task.check_batch(self.make_batch(0), self.world.size)
         self.step = 0
         self.seconds = 0.0
         self.best: dict[str, Any] | None = None
@@ -143,6 +144,7 @@ class Trainer:
         self.ema = EMA(self.model, recipe.ema) if recipe.ema else None
         self.probe = health.Probe(self.model)
         self.judge = health.Judge.of(self.parameters, list(optims))
+        self.alarms = health.Alarms()
 
     # ---------------------------------------------------------------- the step
 
@@ -190,6 +192,10 @@ class Trainer:
         logs["grad_norm"] = norm
         return logs if len(self.players) == 1 else {f"{player}/{name}": value for name, value in logs.items()}
 
+    def forget(self, player: str) -> None:
+        """Drop what a player's optimiser remembers of earlier gradients, as if it had just been made."""
+        self.optimizers[player].state.clear()
+
     def _call(self, mine: Player, loss_fn: LossFn, batch: Batch) -> tuple[Tensor, LossLogs]:
         """A player's loss. What an operator refuses, such as a label out of range, is the user's to mend."""
         try:
@@ -224,7 +230,7 @@ class Trainer:
                 group["lr"] = optim.lr * factor
         self._seed(0)
         try:
-            return self.recipe.task.step(self.model, batch, self.update)
+            return self.recipe.task.step(self.model, batch, Update(self.update, self.forget, self.world.size))
         except monitor.NonFinite:
             raise
         except Exception as error:
@@ -326,6 +332,8 @@ class Trainer:
             rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
             lr = {"lr": rates["model"]} if len(rates) == 1 else {f"{name}/lr": rate for name, rate in rates.items()}
             self._write({"step": self.step, "epoch": round(epoch, 4), **values, **lr})
+            for message in self.alarms(recipe.task.alarms(values)):
+                self.log(f"step {self.step}  {message}")
         if self._health:
             measured = health.line(self._health)
             self._write({"step": self.step, **measured})
@@ -422,14 +430,15 @@ class Trainer:
             self._status("training")
 
     def _remember(self, texts: list[Block], split: str, path: Path) -> None:
-        """Give texts those of the evaluations before, of which the file of figures tells."""
+        """Give texts or pictures those of the evaluations before, of which the file of figures tells."""
         label = f"{split}, after {self.step:,} steps"
         for block in texts:
             block |= {"label": label, "step": self.step, "earlier": []}
         with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, KeyError):
             before = [block for block in json.loads(path.read_text(encoding="utf-8")) if block.get("history")]
             for block, old in zip(texts, before):
-                past = [*old["earlier"], {name: old[name] for name in ("label", "step", "text")}]
+                kept = {name: old[name] for name in ("label", "step", "text", "items") if name in old}
+                past = [*old["earlier"], kept]
                 # a run that went back to a checkpoint comes to later ones again
                 block["earlier"] = [one for one in past if one["step"] <= self.step and one["label"] != label]
 
@@ -598,6 +607,8 @@ class Trainer:
             measured = health.parse(line)
             if measured is not None:
                 self.judge(measured)  # what was said before is not said again
+            elif "epoch" in line:
+                self.alarms(self.recipe.task.alarms(line))
         self.log(f"resumed from checkpoint step-{loaded.step}, every file as its sha256 says")
 
     def restore(self, loaded: checkpoint.Loaded) -> None:

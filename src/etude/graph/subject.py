@@ -19,7 +19,7 @@ from etude.data.base import Batch
 from etude.engine.replay import seed_step
 from etude.engine.run import Run
 from etude.errors import UsageError
-from etude.tasks.base import Logs, LossFn
+from etude.tasks.base import Logs, LossFn, Update
 
 SAMPLES = 32
 """At most so many samples of a run's batch."""
@@ -92,11 +92,21 @@ def _of_size(size: str, dtype: torch.dtype, small: bool) -> Subject:
         note,
         model.train(),
         inputs,
-        lambda model, inputs: model(*inputs.values()),
+        lambda model, inputs: through(model, *inputs.values()),
         project,
         "output",
         lambda: _seed(0),
     )
+
+
+def through(model: nn.Module, *inputs: Tensor) -> Any:
+    """The model's answer; of several players without a forward of their own, each player's to the one before."""
+    if type(model).forward is not nn.Module.forward:
+        return model(*inputs)
+    answer: Any = inputs
+    for player in model.children():
+        answer = (player(*answer),)
+    return answer[0]
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -127,7 +137,7 @@ def _of_run(run: Run, dtype: torch.dtype) -> Subject:
 
     seed_step(recipe.seed, recipe.steps, 0, 0, cpu)
     try:
-        recipe.task.step(model, batch, update)
+        recipe.task.step(model, batch, Update(update))
         raise UsageError(f"a step of {recipe.name} updates nothing")
     except _Reached as reached:
         loss_fn, batch = reached.loss_fn, reached.batch

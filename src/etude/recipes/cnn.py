@@ -22,3 +22,19 @@ def fashion() -> Recipe:
         batch_size=128,
         channels_last=True,
     )
+
+
+def fashion_features() -> Recipe:
+    """A small classifier of Fashion-MNIST (official split) whose 96 last hidden units are the features in which the
+    pictures of generative models are judged: `tasks/clouds.py`. Its weights are in the package."""
+    return Recipe(
+        name="cnn.fashion_features",
+        model=cnn.Config(channels=(24, 48, 64), kernel=3, hidden=(96,), dropout=0.15),
+        data=Images(source="fashion-mnist", mean=(0.286,), std=(0.353,), augment=Augment(flip=0.5)),
+        task=Classify(label_smoothing=0.05),
+        optim=Optim("adamw", lr=3e-3, weight_decay=0.05),
+        schedule=Schedule("cosine", warmup=200),
+        steps=5000,
+        batch_size=128,
+        channels_last=True,
+    )

@@ -45,6 +45,14 @@ def _matrix(block: dict[str, Any]) -> str:
 
 
 def _images(block: dict[str, Any]) -> str:
+    earlier = "".join(
+        f"<details><summary>{e(one['label'])}</summary>{_pictures(one)}</details>"
+        for one in reversed(block.get("earlier", []))
+    )
+    return _pictures(block) + earlier
+
+
+def _pictures(block: dict[str, Any]) -> str:
     items = []
     for item in block["items"]:
         png = base64.b64decode(item["png"], validate=True)

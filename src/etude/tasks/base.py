@@ -16,14 +16,26 @@ LossLogs = Mapping[str, Tensor | Callable[[], Tensor]]
 LossFn = Callable[[nn.Module, Batch], tuple[Tensor, LossLogs]]
 Block = dict[str, Any]
 """A figure for the report, JSON-able: {"kind": "matrix" | "images" | "table" | "lines" | "scatter" | "text", ...}. A
-"text" with "history": true keeps those of earlier evaluations beside it. With
+"text" or "images" with "history": true keeps those of earlier evaluations beside it. With
 "study": true a study's report shows it too, beside those of the other variants (lines always, in one chart)."""
 
 
-class Update(Protocol):
-    """One optimiser step of one player on one batch; the engine's, which owns precision, accumulation and sharding."""
+@dataclass(frozen=True)
+class Update:
+    """What a task's step is given by the engine, which owns precision, accumulation, sharding and the optimisers."""
 
-    def __call__(self, loss_fn: LossFn, batch: Batch, player: str = "model") -> Logs: ...
+    descend: Callable[[LossFn, Batch, str], Logs]
+    forget: Callable[[str], None] = lambda player: None
+    processes: int = 1
+    """Processes that take this step together, each on its share of the batch."""
+
+    def __call__(self, loss_fn: LossFn, batch: Batch, player: str = "model") -> Logs:
+        """One optimiser step of one player on one batch."""
+        return self.descend(loss_fn, batch, player)
+
+    def reset(self, player: str) -> None:
+        """Have a player's optimiser begin anew: what it remembers of earlier gradients is dropped."""
+        self.forget(player)
 
 
 class Result(Protocol):
@@ -70,6 +82,8 @@ class Task:
     """Whether a file is answered line by line (`Data.lines`), the first cell of each answer's row being its line."""
     one_by_one: ClassVar[bool] = False
     """Whether each input is answered by itself, as large answers are; else all share a pass or a batch."""
+    makes: ClassVar[bool] = False
+    """Whether `predict` answers without inputs, as what makes pictures does: of None, what `ask` says."""
     streams: ClassVar[bool] = False
     """Whether answers are texts that can be read while they are made: `stream` is defined."""
 
@@ -80,6 +94,10 @@ class Task:
     def check(self, model: nn.Module, dataset: Dataset) -> None:
         """Raise UsageError where model and data do not fit each other; called once, before training."""
 
+    def check_batch(self, batch: Batch, processes: int) -> None:
+        """Raise UsageError where a step cannot be taken on this process's share of a batch; called once, before
+        training."""
+
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, LossLogs]:
         """The scalar to descend, a mean over the samples of `batch`, and scalars to log."""
         raise TypeError(f"{type(self).__name__} defines neither loss nor step")
@@ -88,6 +106,11 @@ class Task:
         """One step of training. `update(loss_fn, batch, player)` descends `loss_fn(model, batch)` in the weights of the
         child module `player` alone ("model": all weights) and returns what loss_fn logged."""
         return update(self.loss, batch)
+
+    def alarms(self, logs: dict[str, float]) -> dict[str, str]:
+        """What is amiss in the logs of a step, by kind, each with what usually helps. The engine says it once a kind,
+        when it was so in several logged steps in a row."""
+        return {}
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, Metric]:
         """Measures over batches that hold every sample once. The engine merges them over processes."""

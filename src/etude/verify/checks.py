@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from etude import catalog
 from etude.data import fetch
 from etude.nn.inference import prepare_for_inference
-from etude.verify import detection, golden, graph, language
+from etude.verify import detection, generative, golden, graph, language
 from etude.vision.deformable import deform_conv2d
 from etude.weights import load_weights
 
@@ -69,6 +69,10 @@ PARAMETERS = {
     "gpt3-6.7b": (GPT3_FORMULA, 6_658_404_352),
     "gpt3-13b": (GPT3_FORMULA, 12_853_386_240),
     "gpt3-175b": (GPT3_FORMULA, 174_604_259_328),
+    "dcgan": ("pytorch/examples' DCGAN", 3_576_704 + 2_765_568),
+    "wgan": ("pytorch/examples' DCGAN", 3_576_704 + 2_765_568),
+    "wgan-gp": ("the same by hand, 28 latents more", 3_576_704 + 28 * 16 * 512 + 2_765_568),
+    "progan": ("the paper's table 2, by hand", 23_086_795 + 23_087_249),
 }
 
 
@@ -119,6 +123,7 @@ def checks(size: str) -> Iterator[Check]:
     if size in language.GOLDEN:
         reference = language.GOLDEN[size]
         yield from (Check(size, reference, quantity, error, bound) for quantity, error, bound in language.errors(size))
+    yield from (Check(size, *found) for found in generative.errors(size))
     if size in detection.GOLDEN:
         reference = detection.GOLDEN[size]
         yield from (Check(size, reference, quantity, error, bound) for quantity, error, bound in detection.errors(size))

@@ -1,0 +1,229 @@
+"""Pictures without labels, for models that learn to make such: of any set in `sources.py` that is kept in memory, of
+any folder, or patches of photographs. In -1..1, with the random numbers that training takes (`latents.py`).
+
+Pictures of a folder may have any sizes and modes: the largest square in their middle is scaled to `side`. All are
+looked at when the folder is opened, so that a broken one is told before training. Those of at most 2 GiB together are
+decoded once and kept.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from etude.data import decode, folder, order, photos
+from etude.data.base import Batch
+from etude.data.latents import FIXED, Latents, LatentSet
+from etude.data.sources import SOURCES, ImageArrays, source
+from etude.errors import MissingError, UsageError, nearest
+
+KEPT_BYTES = 2 << 30
+TEST_SHARE = 0.1
+"""Of a folder's pictures."""
+SCALES = (2, 4, 8)
+"""Photographs are made so many times smaller before patches are cut of them."""
+TEST_PATCHES = 2000
+
+Take = Callable[[np.ndarray, int, object], Tensor]
+"""(rows, seed, epochs) -> uint8 (B, C, S, S)"""
+
+
+@dataclass(frozen=True)
+class Pictures(Latents):
+    """Squares of `side` pixels."""
+
+    source: str = "fashion-mnist"
+    """A set that `etude data list` shows, "folder" for your own, or "photos" for patches of photographs."""
+    path: str = ""
+    """The directory, for sets that etude did not fetch."""
+    side: int = 32
+    """Height and width. Pictures of a set that are smaller get a black border."""
+    channels: int = 1
+    """1 for grey, 3 for colours."""
+    flip: bool = False
+    """Mirror every second training picture, anew each epoch."""
+    validation: int = 0
+    """Training pictures held out to choose weights by; of photos, patches of photographs held out."""
+    patches: int = 20_000
+    """Of photos: training patches an epoch, cut elsewhere in each."""
+
+    def __post_init__(self) -> None:
+        known = [*(name for name, one in SOURCES.items() if one.read_arrays), "folder", "photos"]
+        if self.source not in known:
+            hint = nearest(self.source, known) or f"one of {', '.join(known)}"
+            raise UsageError(f"there are no pictures {self.source!r}", hint=hint)
+        if self.channels not in (1, 3):
+            raise UsageError(f"data.channels is {self.channels}; pictures have 1 (grey) or 3 (colours)")
+        if min(self.side, self.patches) < 1 or self.noise < 2 or self.validation < 0:
+            raise UsageError(
+                f"data.side {self.side}, data.patches {self.patches}, data.noise {self.noise} and data.validation "
+                f"{self.validation} must be at least 1, 1, 2 and 0"
+            )
+
+    def open(self) -> "PictureSet":
+        return PictureSet(self)
+
+
+class PictureSet(LatentSet):
+    """{"image": (B, C, S, S) uint8 until finished, then -1..1, "noise": (B, N), "mix": (B,), "index": (B,)}."""
+
+    def __init__(self, data: Pictures):
+        self.data, self.noise = data, data.noise
+        self.shape = (data.channels, data.side, data.side)
+        if data.source == "photos":
+            taken = {name: _photographs(data, name) for name in ("train", "test", "validation")}
+            sizes = {"train": data.patches, "test": TEST_PATCHES, "validation": data.validation}
+            splits = {name: (taken[name], np.arange(size)) for name, size in sizes.items()}
+        else:
+            splits = self._held(data)
+        self._splits = {name: split for name, split in splits.items() if len(split[1])}
+        self.sizes = {name: len(rows) for name, (_, rows) in self._splits.items()}
+        self.facts = {"source": data.source, "sizes": self.sizes, "side": data.side, "channels": data.channels}
+
+    def _held(self, data: Pictures) -> dict[str, tuple[Take, np.ndarray]]:
+        """Sets and folders, some training pictures held out."""
+        if data.source == "folder":
+            (train, count), (test, test_count) = self._folder(data)
+        else:
+            (train, count), (test, test_count) = (_kept(_array(data, name)) for name in ("train", "test"))
+        if data.validation >= count:
+            raise UsageError(f"data.validation is {data.validation}, of only {count} training pictures")
+        shuffled = order.permutation(FIXED, 0, count)
+        held_out, rows = np.sort(shuffled[: data.validation]), np.sort(shuffled[data.validation :])
+        return {"train": (train, rows), "test": (test, np.arange(test_count)), "validation": (train, held_out)}
+
+    def _folder(self, data: Pictures) -> list[tuple[Take, int]]:
+        """Training and test pictures of a folder, split by a hash of their names."""
+        root = Path(data.path).expanduser()
+        if not data.path or not root.is_dir():
+            raise MissingError(f"{data.path or 'data.path'}: no such folder", hint="--data.path DIR, of pictures")
+        paths = folder.pictures(root)
+        if len(paths) < 2:
+            raise UsageError(f"{root}: {len(paths)} pictures, where 2 are the least", hint=", ".join(folder.SUFFIXES))
+        hashes = [folder.place_of(path, root) for path in paths]
+        limit = max(TEST_SHARE, sorted(hashes)[1])  # at least one
+        parts = [p for p, h in zip(paths, hashes) if h >= limit], [p for p, h in zip(paths, hashes) if h < limit]
+        self.in_memory = len(paths) * data.channels * data.side**2 <= KEPT_BYTES
+        broken: list[UsageError] = []
+        made: list[tuple[Take, int]] = []
+        for part in parts:
+            images = []
+            for path in part:
+                try:
+                    image = square(path, data.side, data.channels)
+                except UsageError as error:
+                    broken.append(error)
+                else:
+                    images += [image] * self.in_memory
+            made.append(_kept(torch.stack(images)) if images else (_files(part, data), len(part)))
+        if broken:
+            more = f", nor {len(broken) - 1} others of the {len(paths)} in {root}" if len(broken) > 1 else ""
+            raise UsageError(f"{broken[0]}{more}", hint=broken[0].hint or "remove or mend it")
+        return made
+
+    def pictures(self, split: str, indices) -> Tensor:
+        """These pictures alone, as evaluation shows them: uint8 (B, C, S, S)."""
+        take, rows = self._splits[split]
+        return take(rows[np.asarray(indices, dtype=np.int64)], FIXED, 0)
+
+    def fetch(self, split: str, indices, *, epochs=None, seed: int = 0) -> Batch:
+        places = np.asarray(indices, dtype=np.int64)
+        if epochs is None:
+            images = self.pictures(split, places)
+        else:
+            take, rows = self._splits[split]
+            images = take(rows[places], seed, epochs)
+            if self.data.flip:
+                turned = torch.from_numpy(order.uniform(seed, epochs, places, 1)[:, 0] < 0.5)
+                images = torch.where(turned.view(-1, 1, 1, 1), images.flip(-1), images)
+        return {"image": images, "index": torch.from_numpy(places)} | self.chance(split, places, epochs, seed)
+
+    def finish(self, batch: Batch, *, seed: int = 0) -> Batch:
+        """Pictures to -1..1."""
+        return batch | {"image": scaled(batch["image"])}
+
+
+def scaled(images: Tensor) -> Tensor:
+    """uint8 -> float32 in -1..1"""
+    return images.float() / 127.5 - 1
+
+
+def levels(images: Tensor) -> Tensor:
+    """-1..1, with what lies outside cut off -> uint8"""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def square(path: str | Path, side: int, channels: int) -> Tensor:
+    """The largest square in the middle of a picture, scaled to side x side. UsageError where it is smaller."""
+    image = decode.open_image(path, channels)
+    width, height = image.size
+    least = min(width, height)
+    if least < side:
+        raise UsageError(
+            f"{path}: {width} x {height} pixels, less than {side} x {side}", hint="a smaller --data.side, or remove it"
+        )
+    left, top = (width - least) // 2, (height - least) // 2
+    box = (left, top, left + least, top + least)
+    return decode.to_tensor(image.resize((side, side), Image.Resampling.LANCZOS, box=box))
+
+
+def _kept(images: Tensor) -> tuple[Take, int]:
+    return (lambda rows, seed, epochs: images[torch.from_numpy(rows)]), len(images)
+
+
+def _files(paths: list[str], data: Pictures) -> Take:
+    """Decoded when they are needed."""
+    return lambda rows, seed, epochs: torch.stack([square(paths[row], data.side, data.channels) for row in rows])
+
+
+def _array(data: Pictures, split: str) -> Tensor:
+    """All pictures of a set's split, with a black border where they are smaller."""
+    held = source(data.source).load(split, data.path)
+    assert isinstance(held, ImageArrays)
+    _, channels, side, _ = held.images.shape
+    if channels != data.channels:
+        raise UsageError(
+            f"pictures of {data.source} have {channels} channels, data.channels is {data.channels}",
+            hint=f"--data.channels {channels} --model.channels {channels}",
+        )
+    if not side <= data.side < 2 * side:
+        raise UsageError(
+            f"pictures of {data.source} have {side} pixels a side; data.side is {data.side}",
+            hint=f"--data.side {1 << (side - 1).bit_length()}",
+        )
+    before = (data.side - side) // 2
+    after = data.side - side - before
+    return F.pad(held.images, (before, after, before, after))
+
+
+def _photographs(data: Pictures, split: str) -> Take:
+    """Patches of the split's photographs, at one of the scales, each place of all photographs alike."""
+    views: list[list[Tensor]] = [[] for _ in SCALES]
+    for path in photos.files(split, data.path).values():
+        image = decode.open_image(path, data.channels)
+        for view, scale in zip(views, SCALES):
+            small = image.reduce(scale)
+            if min(small.size) >= data.side:
+                view.append(decode.to_tensor(small))
+    views = [view for view in views if view]
+    if not views:
+        raise UsageError(f"no photograph has a patch of {data.side} pixels a side", hint="--data.side 64")
+    shares = [np.cumsum([image[0].numel() for image in view], dtype=np.float64) for view in views]
+
+    def take(rows: np.ndarray, seed: int, epochs: object) -> Tensor:
+        drawn = order.uniform(seed, epochs, rows, 4, order.PATCH)
+        patches = []
+        for scale, which, down, right in drawn:
+            level = int(scale * len(views))
+            among = shares[level]
+            image = views[level][int(np.searchsorted(among, which * among[-1], side="right"))]
+            top, left = int(down * (image.shape[1] - data.side + 1)), int(right * (image.shape[2] - data.side + 1))
+            patches.append(image[:, top : top + data.side, left : left + data.side])
+        return torch.stack(patches)
+
+    return take

@@ -1,0 +1,67 @@
+"""Recipes of ProGAN: the same growth from small pictures to 1024x1024."""
+
+from etude.data.pictures import Pictures
+from etude.engine.optim import Optim, Schedule
+from etude.engine.recipe import Recipe
+from etude.generative import progan
+from etude.recipes.gan import Players, clothes
+from etude.tasks.progressive import Progressive
+
+ADAM = Optim("adam", lr=1e-3, betas=(0.0, 0.99), eps=1e-8)
+
+
+def fashion() -> Recipe:
+    """Fashion-MNIST to 32x32 in a small ProGAN: 32,000 images a stage and fade, the rest at 32x32. Not run yet."""
+    return Recipe(
+        name="progan.fashion",
+        model=progan.Config(
+            latent=128, channels=1, side=32, width_base=512, width_max=128, stable=32_000, fading=32_000
+        ),
+        data=clothes(),
+        task=Progressive(batch_sizes=(64, 64, 32, 32)),
+        optim=Players(ADAM, ADAM),
+        schedule=Schedule("constant"),
+        steps=9000,
+        batch_size=64,
+        ema=0.999,
+        channels_last=True,
+        log_every=25,
+    )
+
+
+def photos() -> Recipe:
+    """Patches of photographs to 64x64, in colours. Not run yet."""
+    return Recipe(
+        name="progan.photos",
+        model=progan.Config(
+            latent=128, channels=3, side=64, width_base=2048, width_max=128, stable=40_000, fading=40_000
+        ),
+        data=Pictures(source="photos", side=64, channels=3, flip=True, validation=1000),
+        task=Progressive(batch_sizes=(64, 64, 32, 32, 16), features="thumbnails"),
+        optim=Players(ADAM, ADAM),
+        schedule=Schedule("constant"),
+        steps=10_000,
+        batch_size=64,
+        ema=0.999,
+        channels_last=True,
+        log_every=25,
+    )
+
+
+def faces() -> Recipe:
+    """The paper's run, for any folder of pictures (CelebA-HQ: 7.30 of Inception's FID, published) to 1024x1024:
+    --data.path DIR. 600,000 images a stage and fade, 12 million in all. Not run here."""
+    return Recipe(
+        name="progan.faces",
+        model=progan.sizes["progan"],
+        data=Pictures(source="folder", side=1024, channels=3, flip=True, noise=1024),
+        task=Progressive(features="thumbnails"),
+        optim=Players(ADAM, ADAM),
+        schedule=Schedule("constant"),
+        steps=750_000,
+        batch_size=16,
+        ema=0.999,
+        channels_last=True,
+        log_every=100,
+        eval_batch_size=8,
+    )

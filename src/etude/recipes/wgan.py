@@ -1,0 +1,26 @@
+"""Recipes of the Wasserstein GAN with bounded weights."""
+
+from etude.engine.optim import Optim, Schedule
+from etude.engine.recipe import Recipe
+from etude.generative import gan
+from etude.recipes.gan import Players, clothes
+from etude.tasks.adversarial import WGAN
+
+RMSPROP = Optim("rmsprop", lr=5e-5, momentum=0.0)
+
+
+def fashion() -> Recipe:
+    """WGAN on Fashion-MNIST, 32x32: five critic steps of 64, weights in [-0.01, 0.01]. Not run yet."""
+    return Recipe(
+        name="wgan.fashion",
+        model=gan.Config(channels=1, side=32),
+        data=clothes(),
+        task=WGAN(),
+        optim=Players(RMSPROP, RMSPROP),
+        schedule=Schedule("constant"),
+        steps=6000,
+        batch_size=320,
+        ema=0.999,
+        channels_last=True,
+        log_every=25,
+    )

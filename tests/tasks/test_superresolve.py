@@ -58,7 +58,7 @@ def test_a_step_is_the_generators_turn_then_the_discriminators():
     model = AdversarialConfig(TINY, DiscriminatorConfig(side=32, width=2)).build()
     batch = {"low": torch.rand(4, 3, 8, 8), "high": torch.rand(4, 3, 32, 32)}
     task, seen = SuperResolveAdversarial(), []
-    logs = task.step(model, batch, player_update(model, seen))
+    logs = task.step(model, batch, Update(player_update(model, seen)))
     assert [player for player, *_ in seen] == ["generator", "discriminator"]
     assert any(name.startswith("generator.conv_first") for name in seen[0][2])
     assert all(name.startswith("discriminator.") for name in seen[1][2])  # what was made carries no gradient

@@ -16,6 +16,7 @@ from etude.data.resize import imresize
 from etude.errors import MissingError, UsageError
 from etude.tasks import superresolve
 from etude.tasks.fidelity import psnr
+from etude.tasks.base import Update
 from etude.tasks.superresolve import Enlarge, SuperResolve, SuperResolveAdversarial, busiest, enlarged, relativistic
 from etude.vision import perceptual
 from etude.vision.esrgan import AdversarialConfig, Config, DiscriminatorConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from etude.data import deep
 from etude.errors import UsageError
@@ -111,3 +111,68 @@ def test_alpha_apart_and_quantised():
     assert equal(deep.quantise(torch.cat((colour, alpha)), torch.uint16), picture)
     assert deep.split_alpha(picture[:3])[1] is None
     assert deep.quantise(torch.tensor([-1.0, 0.5, 2.0]), torch.uint16).to(torch.int32).tolist() == [0, 32768, 65535]
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_pillow_images_are_read_as_their_files(tmp_path: Path, channels: int):
+    shallow, wide = random_picture(channels, torch.uint8), random_picture(channels, torch.uint16)
+    deep.save_png(shallow, tmp_path / "a.png")
+    deep.save_png(wide, tmp_path / "b.png")
+    with Image.open(tmp_path / "a.png") as image:
+        image.load()
+        assert equal(deep.open_picture(image), shallow)
+    with Image.open(tmp_path / "b.png") as image:
+        assert equal(deep.open_picture(image), wide)
+        again = deep.open_picture(image)  # loaded by now: Pillow kept the higher bytes of colours
+    assert equal(again, wide if channels == 1 else (wide.to(torch.int32) >> 8).to(torch.uint8))
+
+
+def test_a_preview_is_no_animation(tmp_path: Path):
+    photo = Image.new("RGB", (16, 8), "red")
+    photo.save(tmp_path / "camera.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (4, 2))])
+    found = deep.open_picture(tmp_path / "camera.jpg")
+    assert found.shape == (3, 8, 16) and found[0].float().mean() > 250
+
+
+def test_a_transparent_colour_of_16_bits(tmp_path: Path):
+    """Only the colour equal in both bytes is seen through."""
+    for channels in (1, 3):
+        picture = torch.tensor([0x1234, 0x1235, 0x1334], dtype=torch.int32).expand(channels, 1, 3).to(torch.uint16)
+        deep.save_png(picture, tmp_path / "a.png")
+        raw = (tmp_path / "a.png").read_bytes()
+        raw = raw[:33] + chunk(b"tRNS", b"\x12\x34" * channels) + raw[33:]
+        found = deep.open_picture(raw)
+        assert equal(found[:channels], picture)
+        assert found[channels:].to(torch.int32).tolist() == [[[0, 65535, 65535]]]
+
+
+def test_numbers_beyond_16_bits_are_refused(tmp_path: Path):
+    Image.fromarray(np.array([[1, 70_000]], dtype=np.int32)).save(tmp_path / "a.tif")
+    with pytest.raises(UsageError, match=r"a\.tif: numbers of 1 to 70000"):
+        deep.open_picture(tmp_path / "a.tif")
+    Image.fromarray(np.array([[1, 60_000]], dtype=np.int32)).save(tmp_path / "b.tif")
+    assert deep.open_picture(tmp_path / "b.tif").to(torch.int32).tolist() == [[[1, 60_000]]]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
+def test_the_colour_profile_is_kept(tmp_path: Path, dtype: torch.dtype):
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    picture = random_picture(3, dtype)
+    deep.save_png(picture, tmp_path / "a.png", icc=icc)
+    assert equal(deep.open_picture(tmp_path / "a.png"), picture)
+    assert deep.profile(tmp_path / "a.png", 3) == icc and deep.profile(tmp_path / "a.png", 1) is None
+    deep.save_png(picture, tmp_path / "b.png")
+    assert deep.profile(tmp_path / "b.png", 3) is None and deep.profile(picture, 3) is None
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    deep.save_png(random_picture(3, torch.uint16), tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        deep.save_png(random_picture(3, torch.uint16), tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes() == before and len(list(tmp_path.iterdir())) == 1

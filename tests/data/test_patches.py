@@ -109,11 +109,11 @@ def test_reduce_halves_first(data: Patches, tmp_path: Path):
     assert torch.equal(opened._load("train", 0), to_bytes(imresize(whole, 0.5))[:, :24, :28])
 
 
-def test_every_tenth_is_held_out_and_links_do_not_leak(tmp_path: Path):
+def test_some_are_held_out_and_links_do_not_leak(tmp_path: Path):
     write(tmp_path / "deep" / "er", 12)
     os.symlink(tmp_path / "deep" / "er" / "p0.png", tmp_path / "deep" / "a-link.png")
     files = Patches(source="folder", path=str(tmp_path), size=16).files()
-    assert [len(named) for named in files.values()] == [10, 2]
+    assert all(files.values())
     targets = [{path.resolve() for path in named.values()} for named in files.values()]
     assert not targets[0] & targets[1] and len(targets[0] | targets[1]) == 12
     assert distinct([str(tmp_path / "deep" / "a-link.png")] * 2) == [tmp_path / "deep" / "a-link.png"]
@@ -178,3 +178,22 @@ def test_photographs_held_back_or_learned_from(monkeypatch: pytest.MonkeyPatch, 
     assert (
         learned["test"] == held["test"] and learned["train"].keys() == held["train"].keys() | held["validation"].keys()
     )
+
+
+def test_added_pictures_leave_the_others_where_they_are(tmp_path: Path):
+    data = Patches(source="folder", path=str(write(tmp_path, 12)), size=16)
+    before, facts = data.files(), data.open().facts
+    assert data.reopen(facts).facts == facts
+    write(tmp_path / "added", 30)
+    after = data.files()
+    assert before["train"].items() <= after["train"].items()
+    moved = before["test"].keys() - after["test"].keys()
+    assert len(moved) <= 1 and after["test"]  # the one that was held out as there was no other
+    with pytest.raises(UsageError, match="are others than when"):
+        data.reopen(facts)
+
+
+def test_a_link_from_train_to_test_is_refused(data: Patches, tmp_path: Path):
+    os.symlink(tmp_path / "test" / "p0.png", tmp_path / "train" / "again.png")
+    with pytest.raises(UsageError, match="is in train and in test"):
+        data.open()

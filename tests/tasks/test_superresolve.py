@@ -15,8 +15,8 @@ from etude.data.patches import Patches
 from etude.data.resize import imresize
 from etude.errors import MissingError, UsageError
 from etude.tasks import superresolve
-from etude.tasks.fidelity import psnr
 from etude.tasks.base import Update
+from etude.tasks.fidelity import psnr
 from etude.tasks.superresolve import Enlarge, SuperResolve, SuperResolveAdversarial, busiest, enlarged, relativistic
 from etude.vision import perceptual
 from etude.vision.esrgan import AdversarialConfig, Config, DiscriminatorConfig
@@ -99,6 +99,14 @@ def test_what_does_not_fit_is_told_before_training(tmp_path: Path):
     with pytest.raises(UsageError, match="judges 16 x 16 pixels") as caught:
         SuperResolveAdversarial().check(players, opened)
     assert caught.value.hint == "--data.size 16"
+    grey = Config(in_channels=1, width=4, depth=1, growth=2).build()
+    with pytest.raises(UsageError, match="takes 1 channels"):
+        SuperResolve().check(grey, opened)
+    fits = AdversarialConfig(TINY, DiscriminatorConfig(side=32, width=2)).build()
+    task = SuperResolveAdversarial(features=perceptual.Config("vgg19"), features_weights="nothing.pth")
+    task.check(fits.eval(), opened)  # to measure, features are not needed
+    with pytest.raises(MissingError, match="neither a file"):
+        task.check(fits.train(), opened)
 
 
 @pytest.mark.parametrize("scale", [2, 4])
@@ -171,10 +179,18 @@ def test_networks_are_mixed(tmp_path: Path):
     for name, p in half.named_parameters():  # equation 5
         torch.testing.assert_close(p, 0.25 * ours.get_parameter(name) + 0.75 * theirs.get_parameter(name))
     larger = Config(width=8, depth=1, growth=3).build().eval()
-    with pytest.raises(UsageError, match="another network"):
+    with pytest.raises(UsageError, match=r"another network.*of another shape: .*conv_first"):
         predicted(larger, picture, other=str(tmp_path))
     with pytest.raises(UsageError, match=r"alpha is 1\.5"):
         predicted(ours, picture, alpha=1.5)
+    with pytest.raises(UsageError, match="without others"):
+        Enlarge(alpha=0.5)
+    with pytest.raises(UsageError, match="tile 0"):
+        Enlarge(tile=0)
+    authors = {name.replace("conv_body", "trunk_conv").replace("conv_hr", "HRconv"): value
+               for name, value in theirs.state_dict().items()}  # fmt: skip
+    save_file(authors, tmp_path / "authors.safetensors")
+    assert torch.equal(predicted(ours, picture, other=str(tmp_path / "authors.safetensors"), alpha=0.0).high, other)
 
 
 def test_measures_of_parts_make_those_of_the_whole(tmp_path: Path):
@@ -206,7 +222,9 @@ def test_measures_of_parts_make_those_of_the_whole(tmp_path: Path):
         batch = opened.finish(opened.fetch("test", [i]))
         values.append(psnr(imresize(batch["low"], 4)[0].clamp(0, 1), batch["high"][0], border=4))
     assert whole["psnr_bicubic"].value() == pytest.approx(sum(values) / 3)
-    (block,) = task.figures(whole, opened, "test")
+    said, block = task.figures(whole, opened, "test")
+    assert said["kind"] == "text" and "luma" in said["text"] and "border" in said["text"]
+    assert "own run" in SuperResolveAdversarial().figures(whole, opened, "test")[0]["text"]
     assert block["kind"] == "images" and len(block["items"]) == 3 and block["items"][0]["caption"].startswith("test/1:")
 
 
@@ -240,3 +258,24 @@ def test_pictures_without_a_finite_measure_do_not_end_a_training():
         measured = SuperResolve().evaluate(TINY.build().eval(), batches)
     assert measured["psnr_bicubic"].value() == superresolve.EQUAL
     assert measured["ssim_bicubic"].value() == pytest.approx(1) and math.isfinite(measured["psnr"].value())
+
+
+def test_blended_pixels_have_the_context_too():
+    """A filter that reads exactly as far as the context."""
+
+    class Far(nn.Module):
+        scale = 1
+
+        def __init__(self):
+            super().__init__()
+            weight = torch.zeros(1, 1, 1, 13)
+            weight[..., 0] = weight[..., -1] = 0.5
+            self.weight = nn.Parameter(weight)
+
+        def forward(self, x):
+            return torch.cat([F.conv2d(c, self.weight, padding=(0, 6)) for c in x.split(1, 1)], 1)
+
+    torch.manual_seed(0)
+    filtering, low = Far(), torch.rand(1, 3, 20, 70)
+    with torch.no_grad():
+        torch.testing.assert_close(enlarged(filtering, low, tile=16, context=6), filtering(low), atol=1e-6, rtol=0)

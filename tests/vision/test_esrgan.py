@@ -174,3 +174,8 @@ def test_padding_is_tensorflows():
     # TensorFlow's SAME for even sides: all in all max(0, k - s) with stride 2, the larger part after
     assert perceptual.same(3, 2) == (0, 1, 0, 1) and perceptual.same(5, 2) == (1, 2, 1, 2)
     assert perceptual.same(3, 1) == (1, 1, 1, 1) and perceptual.same(5, 1) == (2, 2, 2, 2)
+
+
+def test_interpolation_is_of_scale_four():
+    with pytest.raises(ValueError, match="scale 4 only"):
+        Config(scale=2, interpolates=True)

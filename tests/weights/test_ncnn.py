@@ -105,6 +105,8 @@ def test_convolutions_in_order_fill_an_rrdbnet(tmp_path: Path):
     load_weights(other, write(tmp_path, stored), source="ncnn")
     x = torch.rand(1, 3, 5, 6)
     assert torch.equal(model(x), other(x))
+    with pytest.raises(RefusedError, match="no name of ncnn's"):
+        load_weights(other, model.state_dict(), source="ncnn")
     with pytest.raises(RefusedError, match="35 convolutions"):
         load_weights(other, write(tmp_path, stored[:-1]), source="ncnn")
     with pytest.raises(RefusedError, match="of another shape"):

@@ -86,7 +86,8 @@ def _training(model: Any, task: Detect, device: torch.device) -> tuple[Any, Any]
     corner = torch.rand(4, 8, 2, device=device) * 400
     boxes = torch.cat([corner, corner + 20 + torch.rand(4, 8, 2, device=device) * 200], 2)
     batch = {"image": torch.rand(4, 3, 640, 640, device=device), "boxes": boxes, "index": torch.arange(4),
-             "label": torch.randint(0, 80, (4, 8), device=device)}  # fmt: skip
+             "label": torch.randint(0, 80, (4, 8), device=device),
+             "crowd": torch.zeros(4, 8, dtype=torch.bool, device=device)}  # fmt: skip
     theirs = copy.deepcopy(model).train()
     optimizer = torch.optim.SGD(theirs.parameters(), lr=0.01, momentum=0.937, nesterov=True)
 

@@ -65,7 +65,7 @@ def _classes(folder: Path) -> tuple[str, ...]:
     return names
 
 
-def place_of(path: str, root: Path) -> float:
+def path_hash(path: str, root: Path) -> float:
     """A number in [0, 1) that the path below root decides."""
     relative = Path(path).relative_to(root).as_posix()
     return int.from_bytes(hashlib.sha256(relative.encode("utf-8", "surrogateescape")).digest()[:8], "big") / 2**64
@@ -77,7 +77,7 @@ def _read_split(root: Path, split: str) -> tuple[list[str], list[int], tuple[str
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        hashes = {path: place_of(path, root) for path in pictures(root / name)}
+        hashes = {path: path_hash(path, root) for path in pictures(root / name)}
         if len(hashes) < 2:
             raise UsageError(f"{root / name}: {len(hashes)} pictures, where a class needs 2 or more to be split")
         lowest, highest = min(hashes.values()), max(hashes.values())

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from etude.data import decode, deep, order, photos
 from etude.data.base import Batch, Data, Dataset
-from etude.data.folder import SUFFIXES, pictures
+from etude.data.folder import SUFFIXES, path_hash, pictures
 from etude.data.resize import imresize, to_bytes
 from etude.errors import MissingError, UsageError
 
@@ -31,6 +31,8 @@ STEP = 8
 """Patches begin at multiples of so many pixels of high resolution."""
 FLAT = 1e-5
 """What is added to the mean square of a place's gradients, of 0 to 1, so that places without any are seen too."""
+TEST_SHARE = 0.1
+"""Of a folder without train and test."""
 HELD_IN_MEMORY = 200_000_000
 """Pixels of all pictures up to which they are decoded once and kept."""
 DIV2K = {"train": "DIV2K_train_HR", "test": "DIV2K_valid_HR"}
@@ -41,8 +43,9 @@ class Patches(Data):
     """Pairs of low and high resolution."""
 
     source: Literal["photos", "folder", "div2k"] = "photos"
-    """The photographs of `etude data get photos`; any folder of pictures: its folders train and test, or every tenth
-    picture for the test; or DIV2K's folders as they unpack."""
+    """The photographs of `etude data get photos`; any folder of pictures: its folders train and test, or about every
+    tenth picture for the test, by a hash of its path in the folder, so that others may be added; or DIV2K's
+    folders as they unpack."""
     path: str = ""
     """The folder."""
     scale: int = 4
@@ -71,6 +74,16 @@ class Patches(Data):
         """Find the pictures of all splits. UsageError names one that cannot be read or is smaller than a patch."""
         return PatchSet(self)
 
+    def reopen(self, facts: dict[str, Any]) -> "PatchSet":
+        """As opened; UsageError where a run's own folder has by now other pictures to measure on."""
+        opened = PatchSet(self)
+        if opened.facts["folder"] == facts.get("folder") and opened.facts["pictures"] != facts["pictures"]:
+            raise UsageError(
+                f"the test pictures of {self.path or self.source} are others than when the run was trained",
+                hint="put them back, or measure on another folder: --data-path DIR",
+            )
+        return opened
+
     def files(self) -> dict[str, dict[str, Path]]:
         """Split -> name -> picture."""
         if self.source == "photos":
@@ -86,8 +99,9 @@ class Patches(Data):
         elif self.source == "div2k":
             raise MissingError(f"{root} holds no folder {DIV2K['train']}", hint="unpack DIV2K's archives there")
         else:
-            everything = distinct(pictures(root))
-            found = {"train": [p for i, p in enumerate(everything) if i % 10], "test": everything[::10]}
+            found = held_out(distinct(pictures(root)), root)
+        if twice := {path.resolve() for path in found["train"]} & {path.resolve() for path in found["test"]}:
+            raise UsageError(f"{min(twice)} is in train and in test, by a link", hint="remove the link")
         for split, files in found.items():
             if not files:
                 raise UsageError(
@@ -118,6 +132,14 @@ class Patches(Data):
     def collate(self, samples: list[Tensor]) -> Batch:
         """Pictures of one size, of 8 bits and three channels -> {"low": (B, 3, h, w) float32 of 0 to 1}."""
         return {"low": torch.stack(samples).float() / 255}
+
+
+def held_out(paths: Sequence[Path], root: Path) -> dict[str, list[Path]]:
+    """About a tenth for the test, by the path below `root`; of two or more at least the lowest hash, never all."""
+    hashes = {path: path_hash(str(path), root) for path in paths}
+    lowest, highest = min(hashes.values(), default=0), max(hashes.values(), default=0)
+    test = [p for p, value in hashes.items() if value == lowest or (value < TEST_SHARE and value != highest)]
+    return {"train": [p for p in paths if p not in test], "test": test}
 
 
 def distinct(paths: Sequence[str]) -> list[Path]:
@@ -155,6 +177,7 @@ class PatchSet(Dataset):
         self.sizes["train"] *= data.per_picture
         names = {split: list(named) for split, named in files.items() if split != "train"}
         self.facts = {"source": data.source, "sizes": self.sizes, "scale": data.scale, "pictures": names}
+        self.facts["folder"] = str(Path(data.path).expanduser().resolve()) if data.path else ""
 
     def _decode(self, split: str, number: int) -> Tensor:
         """(3, H, W) uint8, made smaller, its sides cut to multiples of the scale."""

@@ -105,7 +105,7 @@ class PictureSet(LatentSet):
         paths = folder.pictures(root)
         if len(paths) < 2:
             raise UsageError(f"{root}: {len(paths)} pictures, where 2 are the least", hint=", ".join(folder.SUFFIXES))
-        hashes = [folder.place_of(path, root) for path in paths]
+        hashes = [folder.path_hash(path, root) for path in paths]
         limit = max(TEST_SHARE, sorted(hashes)[1])  # at least one
         parts = [p for p, h in zip(paths, hashes) if h >= limit], [p for p, h in zip(paths, hashes) if h < limit]
         self.in_memory = len(paths) * data.channels * data.side**2 <= KEPT_BYTES

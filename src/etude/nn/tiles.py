@@ -42,11 +42,12 @@ def tiled(
     """(1, C, H, W) -> (1, K, scale H, scale W), what `call` makes of the picture; it sees windows of at most `tile` +
     2 `context` + `multiple` pixels a side, and of its answers only the insides are kept.
 
-    Where `context` covers all that one output value depends on, this equals one call on the whole picture, its border
-    included, because a window ends where the picture ends. A network that halves the picture n times wants `multiple`
-    2^n, so that windows are halved where the whole would be. Where it covers less, pieces differ where they meet:
-    `blend` pixels to either side one fades into the other. In memory are the picture, one window's work and the answer;
-    `call` may reduce its answer pixel by pixel (to classes, to bytes; without `blend`) and read any type of picture.
+    Where `context` less `blend` covers all that one output value depends on, this equals one call on the whole picture,
+    its border included, because a window ends where the picture ends. A network that halves the picture n times wants
+    `multiple` 2^n, so that windows are halved where the whole would be. Where it covers less, pieces differ where they
+    meet: `blend` pixels to either side one fades into the other. In memory are the picture, one window's work and the
+    answer; `call` may reduce its answer pixel by pixel (to classes, to bytes; without `blend`) and read any type of
+    picture.
 
     Raises UsageError for a tile without pixels, a negative context, or a blend beyond it or a quarter of a tile.
     """

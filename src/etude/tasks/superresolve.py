@@ -25,14 +25,16 @@ from torch import Tensor, nn
 from etude.data import deep, fetch
 from etude.data.base import Batch, Data, Dataset
 from etude.data.resize import imresize, to_bytes
-from etude.errors import MissingError, UsageError
+from etude.errors import MissingError, RefusedError, UsageError
 from etude.nn.tiles import Progress, tiled
 from etude.progress import bars
 from etude.tasks.base import Ask, Block, Logs, LossLogs, Task, Update
 from etude.tasks.fidelity import psnr, ssim
 from etude.tasks.metrics import Mean, Metric
 from etude.weights import load_weights, read_tensors
+from etude.weights.ncnn import is_ncnn
 
+ALPHA = 0.8
 TILE, CONTEXT, BLEND = 320, 48, 16
 """Sides, in pixels of low resolution, of a piece that is computed at once, of what it sees around itself, and of the
 part of that which fades into its neighbour."""
@@ -51,8 +53,18 @@ class Enlarge(Ask):
     Real-ESRGAN's 351 layers, 48 leave a mean error of 0.0013 beside a seam."""
     other: str = ""
     """Weights of another generator of this size, a run's or a file's, to mix with."""
-    alpha: float = 0.8
+    alpha: float = ALPHA
     """This run's part of the mixture (network interpolation, equation 5)."""
+
+    def __post_init__(self) -> None:
+        if self.tile < 1 or self.context < 0:
+            raise UsageError(
+                f"tile {self.tile} and context {self.context}: a tile has 1 or more pixels, its surroundings 0 or more"
+            )
+        if not 0 <= self.alpha <= 1:
+            raise UsageError(f"alpha is {self.alpha}; the share must lie in [0, 1]", hint="--alpha 0.8")
+        if self.alpha != ALPHA and not self.other:
+            raise UsageError(f"alpha is {self.alpha}, without others to mix with", hint="--other RUN")
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,10 @@ class SuperResolve(Task):
 
     def check(self, model: nn.Module, dataset: Dataset) -> None:
         """Whether the model enlarges as the data is made smaller."""
-        scale = generator_of(model).scale
+        generator = generator_of(model)
+        if (channels := generator.config.in_channels) != 3:
+            raise UsageError(f"the model takes {channels} channels, the pictures have 3", hint="model.in_channels 3")
+        scale = generator.scale
         if scale != dataset.facts["scale"]:
             raise UsageError(
                 f"the model enlarges by {scale}, the data is made smaller by {dataset.facts['scale']}",
@@ -98,6 +113,10 @@ class SuperResolve(Task):
         """How PSNR and SSIM are defined."""
         return {"psnr": "luma of 8-bit pictures, a border of the scale cut off, MATLAB's bicubic; mean over pictures"}
 
+    def described(self, measured: dict[str, Metric]) -> str:
+        """What the report says beside the figures."""
+        return f"PSNR and SSIM: {self.notes(measured)['psnr']}."
+
     def figures(self, measured: dict[str, Metric], dataset: Dataset, split: str) -> list[Block]:
         """Where each picture has most detail: low, bicubic, enlarged, true."""
         names = dataset.facts["pictures"][split]
@@ -105,7 +124,8 @@ class SuperResolve(Task):
             {"png": picture, "caption": f"{names[index]}: low, bicubic, enlarged, true"}
             for index, picture in measured["crops"].value()
         ]
-        return [{"kind": "images", "title": f"Enlarged ({split})", "items": items, "study": True}]
+        said = {"kind": "text", "title": f"What is measured ({split})", "text": self.described(measured)}
+        return [said, {"kind": "images", "title": f"Enlarged ({split})", "items": items, "study": True}]
 
     @torch.no_grad()
     def predict(
@@ -114,8 +134,6 @@ class SuperResolve(Task):
         """Each picture enlarged, of the depth and channels that it has: grey stays grey, and transparency is enlarged
         by the same network. Inputs: paths, bytes, PIL images, arrays, tensors (channels first)."""
         ask = ask or Enlarge()
-        if not 0 <= ask.alpha <= 1:
-            raise UsageError(f"alpha is {ask.alpha}; the share must lie in [0, 1]", hint="--alpha 0.8")
         generator = generator_of(model)
         if ask.other:
             generator = mixed(generator, ask.other, ask.alpha)
@@ -137,7 +155,8 @@ class SuperResolve(Task):
                     )
                     answer = torch.cat((answer, alpha.view(1, *sides)))
             source = str(raw) if isinstance(raw, str | Path) else name
-            results.append(Enlarged(picture, deep.quantise(answer, picture.dtype), source=source))
+            icc = deep.profile(raw, len(picture))
+            results.append(Enlarged(picture, deep.quantise(answer, picture.dtype), source=source, icc=icc))
         return results
 
 
@@ -154,6 +173,12 @@ class SuperResolveAdversarial(SuperResolve):
     adversarial_weight: float = 5e-3
     """lambda of equation 3."""
 
+    def described(self, measured: dict[str, Metric]) -> str:
+        return (
+            f"{super().described(measured)}\nStage 2 gives up decibels for texture; what stage 1 reached, and its "
+            "pictures, stand in the report of its own run."
+        )
+
     def check(self, model: nn.Module, dataset: Dataset) -> None:
         """As above; and whether the discriminator judges patches of the data's size, and the features can be had."""
         super().check(model, dataset)
@@ -165,7 +190,7 @@ class SuperResolveAdversarial(SuperResolve):
                 f"the discriminator judges {side} x {side} pixels, the patches have {size} x {size}",
                 hint=f"--data.size {side}",
             )
-        if self.features is not None:
+        if self.features is not None and model.training:  # measuring compares none
             _features(self.features, self.features_weights, next(model.parameters()).device)
 
     def step(self, model: nn.Module, batch: Batch, update: Update) -> Logs:
@@ -223,24 +248,45 @@ def enlarged(
     """(1, 3, H, W) of 0 to 1 -> (1, 3, s H, s W) on the CPU, clipped; piece by piece, whose seams are not seen."""
     device = next(generator.parameters()).device
     call = lambda x: generator(x.to(device)).float().clamp(0, 1).cpu()  # noqa: E731
-    sizes = {"tile": tile, "context": context, "blend": min(BLEND, context // 3, tile // 4)}
+    blend = min(BLEND, context // 3, tile // 4)
+    sizes = {"tile": tile, "context": context + blend, "blend": blend}  # what fades has `context` around it too
     return tiled(call, low, **sizes, scale=generator.scale, multiple=2, progress=progress)
 
 
 def mixed(generator: nn.Module, other: str, alpha: float) -> nn.Module:
     """Network interpolation: a copy whose weights are `alpha` of the generator's and 1 - alpha of the other's."""
-    path = Path(other).expanduser()
-    theirs = read_tensors(path / "weights.safetensors" if path.is_dir() else path)
-    if any(name.startswith("generator.") for name in theirs):
-        theirs = {n.removeprefix("generator."): v for n, v in theirs.items() if n.startswith("generator.")}
     generator = copy.deepcopy(generator)
-    ours = dict(generator.named_parameters())
-    if ours.keys() != theirs.keys() or any(ours[name].shape != theirs[name].shape for name in ours):
-        raise UsageError(f"the weights in {other} are of another network than this run's: they cannot be mixed")
+    theirs = _filled(generator.config, other, _stamp(other))
     with torch.no_grad():
-        for name, parameter in ours.items():
-            parameter.copy_(torch.lerp(theirs[name].to(parameter.device).float(), parameter.float(), alpha))
+        for name, parameter in generator.named_parameters():
+            parameter.copy_(torch.lerp(theirs[name].to(parameter.device), parameter.float(), alpha))
     return generator
+
+
+def _file(other: str) -> Path:
+    path = Path(other).expanduser()
+    return path / "weights.safetensors" if path.is_dir() else path
+
+
+def _stamp(other: str) -> int:
+    path = _file(other)
+    return path.stat().st_mtime_ns if path.is_file() else 0
+
+
+@lru_cache(maxsize=1)
+def _filled(config: Any, other: str, stamp: int) -> dict[str, Tensor]:
+    """Parameters of a generator with the weights of a run or a file, under any published names; read once for all the
+    pictures, and again when the file is another (`stamp`)."""
+    path = _file(other)
+    tensors = read_tensors(path)
+    if any(name.startswith("generator.") for name in tensors):
+        tensors = {n.removeprefix("generator."): v for n, v in tensors.items() if n.startswith("generator.")}
+    layout = "ncnn" if is_ncnn(path) else "esrgan"
+    try:
+        network = load_weights(config.build(), tensors, source=layout)
+    except RefusedError as error:
+        raise UsageError(f"{other} holds another network than this run's, which cannot be mixed: {error}") from error
+    return {name: parameter.detach() for name, parameter in network.named_parameters()}
 
 
 @lru_cache(maxsize=2)
@@ -309,6 +355,8 @@ class Enlarged:
     high: Tensor = field(repr=False)
     """(C, s H, s W), of the same type."""
     source: str = ""
+    icc: bytes | None = field(default=None, repr=False)
+    """The input's colour profile."""
 
     suffix: ClassVar[str] = ".png"
 
@@ -329,8 +377,8 @@ class Enlarged:
         return [f"{width}x{height} -> {w}x{h}", f"{torch.iinfo(self.high.dtype).bits}-bit {kind}"]
 
     def save(self, path: Any) -> None:
-        """As PNG, of the same depth and channels as the input."""
-        deep.save_png(self.high, path)
+        """As PNG, of the same depth, channels and colour profile as the input."""
+        deep.save_png(self.high, path, icc=self.icc)
 
     def plot(self) -> Image.Image:
         """What has most detail, before (bicubic) and after."""

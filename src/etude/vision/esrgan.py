@@ -41,11 +41,13 @@ class Config:
     """G, channels that each convolution of a dense block adds."""
     interpolates: bool = False
     """Begin as bilinear interpolation, which the first channels carry through all layers, instead of learning it first:
-    for short trainings. Not in the paper."""
+    for short trainings. Of scale 4 only. Not in the paper."""
 
     def __post_init__(self):
         if self.scale not in (2, 4):
             raise ValueError(f"scale is {self.scale}; RRDBNet enlarges by 2 or by 4")
+        if self.interpolates and self.scale != 4:
+            raise ValueError("interpolates begins as bilinear interpolation for scale 4 only")
         if min(self.in_channels, self.width, self.depth, self.growth) < 1 or self.width < self.in_channels:
             raise ValueError(
                 f"in_channels, width, depth and growth must be at least 1, width at least in_channels: {self}"
@@ -265,6 +267,8 @@ RENAME: dict[str, tuple[tuple[str, str], ...]] = {
 def from_ncnn(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """ncnn's names are numbers of the graph that it was made from; the convolutions come in the order of their use."""
     layers = list(dict.fromkeys(name.rpartition(".")[0] for name in tensors))
+    if dotted := next((layer for layer in layers if "." in layer), None):
+        raise RefusedError(f"{dotted!r} is no name of ncnn's", hint="--start.layout esrgan, or etude")
     depth = max(0, len(layers) - 6) // 15
     ours = ["conv_first"]
     ours += [f"body.{i}.rdb{j}.conv{k}" for i in range(depth) for j in (1, 2, 3) for k in (1, 2, 3, 4, 5)]

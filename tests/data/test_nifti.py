@@ -99,6 +99,12 @@ def cases(folder):
     yield write(folder / "complex.nii", np.zeros(SHAPE, np.complex64)), "voxels of the kind complex64"
     (folder / "cut.nii.gz").write_bytes(content[: len(content) // 2])
     yield folder / "cut.nii.gz", "truncated or damaged"
+    (folder / "tail.nii.gz").write_bytes(content[:-8])  # every voxel is there, the checksum is not
+    yield folder / "tail.nii.gz", "truncated or damaged"
+    stored = bytearray(gzip.compress(bytes(raw), compresslevel=0))  # a flipped bit is another voxel, no broken code
+    stored[-100] ^= 4
+    (folder / "flipped.nii.gz").write_bytes(stored)
+    yield folder / "flipped.nii.gz", "truncated or damaged"
     (folder / "head.nii.gz").write_bytes(content[:40])
     yield folder / "head.nii.gz", "not a NIfTI volume that can be read"
     (folder / "short.nii").write_bytes(raw[:400])

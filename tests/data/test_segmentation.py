@@ -1,5 +1,6 @@
 """Pairs of pictures and masks: splits, classes, what is left out and why, windows that resume, volumes as slices."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -36,6 +37,14 @@ def test_a_folder_is_split_by_its_names(tmp_path):
     tmp_path.rename(moved)
     again = Segmentation(path=str(moved), size=16, channels=1).open()
     assert {Path(name).name for name, _ in again.samples("test", 9)} >= {Path(name).name for name in test} - {"p9.png"}
+
+
+def test_any_name_will_do(tmp_path):
+    """Names and folders that look like those of slices."""
+    place = tmp_path / "a slice of" / "life"
+    for i in range(9):
+        write_pair(place, f"brain slice {i}", seed=i)
+    assert all(Segmentation(path=str(place), size=16).open().sizes.values())
 
 
 def test_train_and_test_folders(tmp_path):
@@ -104,6 +113,9 @@ def bad(place: Path) -> dict[str, str]:
     def gif(path: Path) -> None:
         Image.new("L", (24, 20)).save(path, "GIF", save_all=True, append_images=[Image.new("L", (24, 20), 99)])
 
+    def twin(path: Path) -> None:
+        decode.open_image(path).save(path.with_suffix(".jpg"))
+
     def cut(path: Path) -> None:
         path.write_bytes(path.read_bytes()[:60])
 
@@ -114,6 +126,9 @@ def bad(place: Path) -> dict[str, str]:
     pair("animated", "2 pictures in one file", image=gif)
     pair("size", "a mask of 9 x 8 pixels, where its picture has 24 x 20", mask=lambda p: Image.new("L", (9, 8)).save(p))
     pair("colours", "a mask of colours", mask=lambda p: Image.new("RGB", (24, 20), (1, 2, 3)).save(p))
+    pair("jpeg", "a mask as JPEG, which", mask=lambda p: Image.new("L", (24, 20)).save(p, "JPEG"))
+    pair("twice", "images/twice.jpg, images/twice.png, masks/twice.png share a name", image=twin)
+    pair("masks", "images/masks.png, masks/masks.jpg, masks/masks.png share a name", mask=twin)
     pair("lonely", "it has no mask", mask=Path.unlink)
     pair("masked", "a mask without a picture", image=Path.unlink)
     return said
@@ -128,7 +143,8 @@ def test_bad_pairs_are_left_out_with_a_line_each(tmp_path, capsys):
     write_pair(tmp_path, "bit")
     decode.open_image(tmp_path / "images/bit.png").convert("1").save(tmp_path / "images/bit.png")
     dataset = Segmentation(path=str(tmp_path), size=16).open()
-    lines = capsys.readouterr().err.splitlines()
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert first == "classes and their values in the masks: background 0, object 255"
     assert len(lines) == len(said) == len(dataset.left_out) and sum(dataset.sizes.values()) == 8
     for stem, message in said.items():
         (line,) = [line for line in lines if f"/{stem}." in line.split(":")[1]]
@@ -181,6 +197,39 @@ def test_ignored_pixels_and_named_values(tmp_path):
     dataset = data.open()
     found = {int(v) for split in dataset.sizes for v in dataset.fetch(split, [0])["mask"].unique()}
     assert found == {0, 1, IGNORED} and dataset.facts["classes"] == ["out", "in"]
+
+
+def test_one_class_of_two_values_is_no_guess(tmp_path):
+    for i in range(4):
+        write_pair(tmp_path, f"p{i}", seed=i, values=(0, 255 if i % 2 else 1))
+    with pytest.raises(UsageError, match="some masks hold 0 and 1, others 0 and 255"):
+        Segmentation(path=str(tmp_path), size=16).open()
+    assert len(Segmentation(path=str(tmp_path), size=16, values=(0, 1, 255)).open().classes) == 3
+
+
+def test_ignored_regions_are_no_objects(tmp_path):
+    """They take no pixel from an object that they touch, and weigh nothing as its neighbour."""
+    for stem in "ab":
+        write_pair(tmp_path, stem)
+        mask = np.zeros((20, 24), np.uint16)
+        mask[5:15, 5:12] = 1
+        Image.fromarray(mask).save(tmp_path / f"masks/{stem}.png")
+    plain = Segmentation(path=str(tmp_path), size=16, channels=1, instances=True, borders=10)
+    bare = plain.open()
+    mask[5:15, 12:20] = 9
+    for stem in "ab":
+        Image.fromarray(mask).save(tmp_path / f"masks/{stem}.png")
+    ignoring = replace(plain, ignore=9).open()
+    found, expected = (dataset.fetch("train", [0])["mask"][0] for dataset in (ignoring, bare))
+    assert (found[5:15, 12:20] == IGNORED).all() and torch.equal(found[:, :12], expected[:, :12])
+    weights = [dataset.fetch("train", [0], epochs=0)["weight"] for dataset in (ignoring, bare)]
+    assert torch.equal(*weights)
+
+
+def test_few_bright_pixels_keep_their_levels():
+    picture = np.full((100, 100), 100, np.uint16)
+    picture[0, :40] = np.arange(40) * 1000 + 1000
+    assert len(Segmentation(channels=1).prepare(picture).unique()) == 41
 
 
 def test_too_many_values_are_no_classes(tmp_path):
@@ -249,7 +298,7 @@ def test_bad_volumes_are_left_out(tmp_path, what, capsys):
     dataset = Segmentation(path=str(tmp_path), channels=1, size=16).open()
     message = {"nan": "NaN", "four": "4 dimensions", "shape": "12 x 14 x 21 voxels, where", "cut": "truncated",
                "mixed": "must both be NIfTI"}[what]  # fmt: skip
-    (line,) = capsys.readouterr().err.splitlines()
+    _, line = capsys.readouterr().err.splitlines()
     assert message in line and "/a." in line and sum(dataset.sizes.values()) == 40
 
 

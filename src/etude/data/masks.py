@@ -16,10 +16,17 @@ IGNORED = 255
 """The class of pixels that are neither learned from nor measured."""
 MOST_CLASSES = 32
 """Different values of masks that are taken for classes without being named; more are likely objects or a photograph."""
+LOSSY = ("JPEG", "MPO", "WEBP")
+"""Pillow's formats that do not give back the values that were saved (WebP need not, and does not say)."""
 
 
 def read(path: Path, shape: tuple[int, int]) -> NDArray[np.uint16]:
     """A mask as it is stored, whole numbers from 0 to 65,535, of a picture of this shape. UsageError names the file."""
+    with decode.header(path) as image:
+        if image.format in LOSSY or image.info.get("compression") == "jpeg":
+            raise UsageError(
+                f"{path}: a mask as {image.format}, which does not keep its values", hint="save masks as PNG or TIFF"
+            )
     values = decode.open_values(path)
     if values.ndim == 3:
         colours = values[..., : 3 if values.shape[2] > 2 else 1]

@@ -7,6 +7,7 @@ labels back into the file's own order of axes, with its affine. Needs the extra 
 Shapes: N slices, H rows, W columns.
 """
 
+import gzip
 import os
 import warnings
 from dataclasses import dataclass, field
@@ -55,6 +56,8 @@ class Volume:
         import nibabel as nib
 
         try:
+            if self.path.suffix.lower() == ".gz":
+                _read_through(self.path)
             values = np.asarray(self.image.dataobj, dtype=np.float32)
         except Exception as error:  # a truncated file or a damaged gzip raise many kinds
             raise UsageError(f"{self.path}: truncated or damaged volume ({_line(error)})") from error
@@ -166,6 +169,13 @@ def max_voxels() -> int:
         return int(given)
     except ValueError:
         raise UsageError(f"ETUDE_MAX_VOXELS={given!r} is not a whole number") from None
+
+
+def _read_through(path: Path) -> None:
+    """Read a gzip file to its end, where its checksum stands; nibabel stops before it."""
+    with gzip.open(path) as file:
+        while file.read(1 << 20):
+            pass
 
 
 def _line(error: Exception) -> str:

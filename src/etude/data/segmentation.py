@@ -89,7 +89,7 @@ class Segmentation(Data):
                 f"data.guard {self.guard} and data.borders {self.borders} not negative"
             )
         if self.borders and not self.instances:
-            raise UsageError("data.borders weighs what lies between objects", hint="--data.instances True")
+            raise UsageError("data.borders weighs what lies between objects", hint="--data.instances")
         if self.axis not in nifti.AXES:
             raise UsageError(f"data.axis is {self.axis!r}; it must be one of {', '.join(nifti.AXES)}")
         if self.window is not None and not self.window[0] < self.window[1]:
@@ -161,9 +161,12 @@ ENDINGS = (*SUFFIXES, *nifti.ENDINGS)
 
 
 def _extremes(values: NDArray) -> tuple[float, float]:
-    """The 0.5th and 99.5th percentile; of many numbers, of some two million of them."""
+    """The 0.5th and 99.5th percentile; of many numbers, of some two million of them. Where they are one number, as of a
+    few bright pixels on a constant ground, the least and the greatest."""
     flat = values.reshape(-1)
     low, high = np.percentile(flat[:: max(1, flat.size >> 21)], (0.5, 99.5))
+    if low == high:
+        low, high = flat.min(), flat.max()
     return float(low), float(high)
 
 
@@ -173,11 +176,22 @@ def _files(folder: Path, *, deep: bool = False) -> list[Path]:
     return sorted(p for p in inside if p.name.lower().endswith(ENDINGS) and not p.name.startswith(".") and p.is_file())
 
 
+def _by_stem(folder: Path) -> dict[str, list[Path]]:
+    """The files of each name without its ending."""
+    found: dict[str, list[Path]] = {}
+    for path in _files(folder):
+        found.setdefault(nifti.stem(path), []).append(path)
+    return found
+
+
 @dataclass(eq=False)
 class Sample:
     """A picture or a slice with its classes. What is not kept is read again by `again`."""
 
     name: str
+    """As it is shown."""
+    stem: str
+    """Its file's name without the ending, which decides between training and test."""
     shape: tuple[int, int]
     spacing: tuple[float, float]
     """Sides of a pixel, (rows, columns)."""
@@ -213,6 +227,9 @@ class SegmentationDataset(Dataset):
                 f"data.classes names {len(self.classes)} classes; the masks have the values "
                 f"{', '.join(map(str, self.values))}"
             )
+        if not values:
+            found = ", ".join(f"{name} {value}" for name, value in zip(self.classes, self.values))
+            print(f"classes and their values in the masks: {found}", file=sys.stderr)
         self._splits = {split: self._finished(samples) for split, samples in splits.items()}
         for said in self.left_out:
             print(f"left out: {said}", file=sys.stderr)
@@ -257,6 +274,7 @@ class SegmentationDataset(Dataset):
             split: [
                 Sample(
                     f"{split} part",
+                    "img2d",
                     (whole.shape[0], len(range(last)[part])),
                     whole.spacing,
                     whole.image[:, :, part].contiguous(),
@@ -291,7 +309,7 @@ class SegmentationDataset(Dataset):
             return self._blocks(stacks[0])
         if len(stacks) < 2:
             raise UsageError(f"{root}: one picture cannot be split", hint=f"make {root}/train and {root}/test")
-        hashes = [_hash(stack[0].name) for stack in stacks]
+        hashes = [_hash(stack[0].stem) for stack in stacks]
         chosen = [h == min(hashes) or (h < TEST_SHARE and h != max(hashes)) for h in hashes]
         return {
             split: [s for stack, test in zip(stacks, chosen) if test == (split == "test") for s in stack]
@@ -303,19 +321,21 @@ class SegmentationDataset(Dataset):
         for name in ("images", "masks"):
             if not (place / name).is_dir():
                 raise MissingError(f"{place}: it has no folder {name}", hint=f"put them into {place}/{name}/")
-        masks_by: dict[str, Path] = {}
-        for path in _files(place / "masks"):
-            masks_by.setdefault(nifti.stem(path), path)
-        images = _files(place / "images")
+        images, labels = _by_stem(place / "images"), _by_stem(place / "masks")
         if not images:
             raise UsageError(f"{place / 'images'}: no pictures there", hint=f"their names end in {', '.join(ENDINGS)}")
         pairs = []
-        for path in images:
-            if (mask := masks_by.pop(nifti.stem(path), None)) is None:
-                self.left_out.append(f"{path}: it has no mask {place / 'masks' / nifti.stem(path)}.*")
+        for stem in images | labels:
+            ours, theirs = images.get(stem, []), labels.get(stem, [])
+            if not theirs:
+                self.left_out += [f"{path}: it has no mask {place / 'masks' / stem}.*" for path in ours]
+            elif not ours:
+                self.left_out += [f"{path}: a mask without a picture" for path in theirs]
+            elif len(ours) + len(theirs) > 2:
+                names = ", ".join(str(path.relative_to(place)) for path in ours + theirs)
+                self.left_out.append(f"{ours[0]}: {names} share a name, which only one picture and one mask can")
             else:
-                pairs.append(Pair(path, mask))
-        self.left_out += [f"{path}: a mask without a picture" for path in masks_by.values()]
+                pairs.append(Pair(ours[0], theirs[0]))
         return pairs
 
     def _try(self, pair: Pair) -> list[Sample]:
@@ -344,7 +364,7 @@ class SegmentationDataset(Dataset):
             return image, masks.read(pair.mask, (image.shape[1], image.shape[2]))
 
         image, mask = again()
-        sample = Sample(str(pair.image), mask.shape, (1.0, 1.0), image, mask)
+        sample = Sample(str(pair.image), nifti.stem(pair.image), mask.shape, (1.0, 1.0), image, mask)
         self._bytes += image.nbytes + mask.nbytes
         if self._bytes > KEPT and not self.data.borders:
             sample.image, sample.again = None, again
@@ -354,7 +374,7 @@ class SegmentationDataset(Dataset):
         levels = self.data.levels(volume.slices())
         small = labels if labels.max(initial=0) > 255 else labels.astype(np.uint8)
         return [
-            Sample(f"{volume.path} slice {i}", mask.shape, volume.spacing, image, mask)
+            Sample(f"{volume.path} slice {i}", nifti.stem(volume.path), mask.shape, volume.spacing, image, mask)
             for i, (image, mask) in enumerate(zip(levels, small))
         ]
 
@@ -379,11 +399,18 @@ class SegmentationDataset(Dataset):
             return given or (0, 1)
         if given:
             return given
-        found = sorted({int(v) for s in splits["train"] for v in np.unique(np.asarray(s.mask))} - {self.data.ignore})
+        each = [set(np.unique(np.asarray(s.mask)).tolist()) for s in splits["train"]]
+        found = sorted(set().union(*each) - {self.data.ignore})
+        if found == [0, 1, 255] and not any({1, 255} <= values for values in each):
+            raise UsageError(
+                f"{self.data.path or self.data.source}: some masks hold 0 and 1, others 0 and 255, as if one class had "
+                "two values",
+                hint="save them alike, or --data.values 0 1 255 if these are three classes",
+            )
         if len(found) > masks.MOST_CLASSES:
             raise UsageError(
                 f"{self.data.path or self.data.source}: the masks have {len(found):,} different values",
-                hint="--data.instances True where they number objects; a mask is never a JPEG",
+                hint="--data.instances where they number objects",
             )
         if len(found) < 2:
             raise UsageError(
@@ -398,10 +425,13 @@ class SegmentationDataset(Dataset):
             return "background", "object"
         return "background", *(f"value {value}" for value in self.values[1:])
 
+    def _objects(self, mask: NDArray) -> NDArray:
+        """Numbered objects; what is to be ignored is none of them."""
+        return np.where(mask == self.data.ignore, 0, mask)
+
     def _classified(self, mask: NDArray, name: str) -> NDArray[np.uint8]:
         if self.data.instances:
-            found = masks.cells(mask)
-            return found if self.data.ignore is None else np.where(mask == self.data.ignore, masks.IGNORED, found)
+            return np.where(mask == self.data.ignore, masks.IGNORED, masks.cells(self._objects(mask)))
         return masks.classes_of(mask, self.values, self.data.ignore, name)
 
     def _finished(self, samples: list[Sample]) -> list[Sample]:
@@ -415,7 +445,8 @@ class SegmentationDataset(Dataset):
                 self.left_out.append(str(error))
                 continue
             if self.data.borders:
-                sample.weight = masks.border_weights(sample.mask, w0=self.data.borders, sigma=self.data.sigma)
+                objects = self._objects(sample.mask)
+                sample.weight = masks.border_weights(objects, w0=self.data.borders, sigma=self.data.sigma)
             sample.mask = None if sample.again else mask
             kept.append(sample)
         return kept
@@ -496,9 +527,8 @@ class SegmentationDataset(Dataset):
         return Path(self._splits[split][index].name).name
 
 
-def _hash(name: str) -> float:
+def _hash(stem: str) -> float:
     """A number in [0, 1) that a file's own name decides, wherever its folder lies."""
-    stem = nifti.stem(Path(name.rpartition(" slice ")[0] or name))
     return int.from_bytes(hashlib.sha256(stem.encode("utf-8", "surrogateescape")).digest()[:8], "big") / 2**64
 
 

@@ -209,10 +209,10 @@ def test_one_class_of_two_values_is_no_guess(tmp_path):
 
 def test_ignored_regions_are_no_objects(tmp_path):
     """They take no pixel from an object that they touch, and weigh nothing as its neighbour."""
+    mask = np.zeros((20, 24), np.uint16)
+    mask[5:15, 5:12] = 1
     for stem in "ab":
         write_pair(tmp_path, stem)
-        mask = np.zeros((20, 24), np.uint16)
-        mask[5:15, 5:12] = 1
         Image.fromarray(mask).save(tmp_path / f"masks/{stem}.png")
     plain = Segmentation(path=str(tmp_path), size=16, channels=1, instances=True, borders=10)
     bare = plain.open()

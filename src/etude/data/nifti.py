@@ -42,14 +42,14 @@ class Volume:
         turned = nib.orientations.io_orientation(self.image.affine)
         zooms = [0.0, 0.0, 0.0]
         for own, ras in enumerate(turned[:, 0].astype(int)):
-            zooms[ras] = float(self.image.header.get_zooms()[own])
+            zooms[ras] = float(np.linalg.norm(self.image.affine[:3, own]))
         across = [zoom for i, zoom in enumerate(zooms) if i != AXES.index(self.axis)]
         return across[1], across[0]
 
     @property
     def voxel(self) -> float:
         """A voxel's volume, in cubic millimetres."""
-        return float(np.prod(self.image.header.get_zooms()[:3]))
+        return float(abs(np.linalg.det(self.image.affine[:3, :3])))
 
     def slices(self) -> NDArray[np.float32]:
         """(N, H, W) values, scaled as the header says. UsageError for a damaged file, NaN or infinity."""

@@ -37,6 +37,13 @@ SLICES = 12
 """Slices in a volume's overlay picture."""
 
 
+def reach(halvings: int) -> int:
+    """Pixels to either side that a U-Net of this depth looks, up to whole pixels of its lowest level: two 3x3
+    convolutions a level on both paths see 14 2^(depth - 1) - 5."""
+    unit = 1 << halvings
+    return -(-(14 * unit // 2 - 5) // unit) * unit
+
+
 @dataclass(frozen=True)
 class Tiles(Ask):
     """How a large picture is cut up; what is left out is as the recipe's task says."""
@@ -58,8 +65,8 @@ class Segment(Task):
     """Of each class in cross-entropy and focal loss; empty: all alike."""
     tile: int = 512
     """Pictures of more than 2 tile^2 pixels go through the network in tiles of at most this side."""
-    context: int = 112
-    """Pixels that a tile sees around itself. A network of depth 4 looks 107 pixels to either side, so with it tiles
+    context: int | None = None
+    """Pixels that a tile sees around itself; by default as many as the network looks to either side, so that tiles
     change nothing."""
 
     measure: ClassVar[str] = "dice"
@@ -72,8 +79,10 @@ class Segment(Task):
             raise UsageError(f"task.loss_by is {self.loss_by!r}; it must be one of {', '.join(LOSSES)}")
         if self.gamma < 0 or any(weight < 0 for weight in self.class_weights):
             raise UsageError(f"task.gamma {self.gamma} and task.class_weights {self.class_weights} are not negative")
-        if self.tile < 16 or self.context < 0:
-            raise UsageError(f"task.tile is {self.tile}, which must be 16 or more, task.context {self.context}")
+        if self.tile < 16:
+            raise UsageError(f"task.tile is {self.tile}; it must be 16 or more", hint="--task.tile 512")
+        if self.context is not None and self.context < 0:
+            raise UsageError(f"task.context is {self.context}; it must not be negative")
 
     def configure(self, model: Any, dataset: Dataset) -> Any:
         """As many classes as the data has, where the model leaves them open."""
@@ -95,6 +104,11 @@ class Segment(Task):
         if outputs != classes:
             raise UsageError(
                 f"the model has {outputs} outputs, the data {classes} classes", hint=f"--model.num-classes {classes}"
+            )
+        if self.loss_by == "dice" and getattr(getattr(dataset, "data", None), "borders", 0):
+            raise UsageError(
+                "data.borders weighs the pixels of a cross-entropy, and task.loss_by dice has none",
+                hint="--task.loss-by both",
             )
         if self.class_weights and len(self.class_weights) != classes:
             raise UsageError(f"task.class_weights has {len(self.class_weights)} entries for {classes} classes")
@@ -131,9 +145,8 @@ class Segment(Task):
         halvings divide."""
         if image.shape[2] * image.shape[3] <= 2 * self.tile**2:
             return call(image)
-        rows = (
-            tiled(call, row, tile=self.tile, context=self.context, multiple=1 << halvings) for row in image.split(1)
-        )
+        context = reach(halvings) if self.context is None else self.context
+        rows = (tiled(call, row, tile=self.tile, context=context, multiple=1 << halvings) for row in image.split(1))
         return torch.cat(list(rows))
 
     def evaluate_on(self, dataset: Dataset, model: nn.Module, batches: Iterable[Batch]) -> dict[str, Metric]:

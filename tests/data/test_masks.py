@@ -78,6 +78,8 @@ def test_kinds_of_masks(tmp_path, mode):
         (lambda p: Image.new("L", (4, 3)).save(p), "a mask of 4 x 3 pixels, where its picture has 3 x 2"),
         (lambda p: Image.new("RGB", (3, 2), (1, 2, 3)).save(p), "a mask of colours"),
         (lambda p: p.write_bytes(b""), "empty file"),
+        (lambda p: Image.new("L", (3, 2)).save(p, "JPEG"), "a mask as JPEG, which does not keep its values"),
+        (lambda p: Image.new("L", (3, 2)).save(p, "TIFF", compression="jpeg"), "a mask as TIFF, which does not keep"),
         (lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\nnonsense nonsense"), "truncated or damaged"),
         (
             lambda p: Image.new("L", (3, 2)).save(

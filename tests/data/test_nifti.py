@@ -43,7 +43,9 @@ def test_every_orientation_is_cut_alike_and_written_back(tmp_path, order):
     for axis in nifti.AXES:
         volume = nifti.load(path, axis)
         slices = volume.slices()
-        assert (slices.shape, volume.spacing) == expected[axis] and volume.voxel == pytest.approx(24)
+        shape, spacing = expected[axis]
+        assert slices.shape == shape and volume.spacing == pytest.approx(spacing)
+        assert volume.voxel == pytest.approx(24)
         if axis == "axial":
             assert slices[2, 0].tolist() == [100 * x + 10 * 5 + 2 for x in range(5)]  # the front at the upper edge
         out = tmp_path / f"{axis}.nii.gz"
@@ -52,6 +54,16 @@ def test_every_orientation_is_cut_alike_and_written_back(tmp_path, order):
         np.testing.assert_array_equal(np.asarray(back.dataobj), np.asarray(turned.dataobj) % 97)
         np.testing.assert_allclose(back.affine, turned.affine)
         assert nib.aff2axcodes(back.affine) == tuple(order) and back.get_data_dtype() == np.uint8
+
+
+def test_sizes_come_from_the_affine(tmp_path):
+    """pixdim may say otherwise; metres are as good as millimetres."""
+    image: Any = nib.Nifti1Image(marked(), np.diag([2e-6, 3e-6, 4e-6, 1]))
+    image.header["pixdim"][1:4] = 1
+    nib.save(image, tmp_path / "a.nii")
+    assert opened(tmp_path / "a.nii").header.get_zooms() == (1, 1, 1)
+    volume = nifti.load(tmp_path / "a.nii")
+    assert volume.spacing == pytest.approx((3e-6, 2e-6)) and volume.voxel == pytest.approx(24e-18)
 
 
 def test_oblique_affines(tmp_path):
@@ -90,10 +102,13 @@ def cases(folder):
     content = write(folder / "good.nii.gz", noise).read_bytes()
     nan = marked().astype(np.float32)
     nan[1, 2, 3] = np.nan
-    flat = np.eye(4)
-    flat[0, 0] = 0
     raw = bytearray(gzip.decompress(content))
-    yield write(folder / "nan.nii", nan), "1 of 210 voxels are NaN or infinite"
+    yield write(folder / "nan.nii", nan), "1 of 210 voxels are NaN, infinite or beyond"
+    yield write(folder / "beyond.nii", 1e300 * marked().astype(np.float64)), "209 of 210 .* beyond 3.4e38"
+    flat = bytearray(write(folder / "flat.nii", marked()).read_bytes())
+    flat[280:296] = bytes(16)  # srow_x
+    (folder / "flat.nii").write_bytes(flat)
+    yield folder / "flat.nii", "its affine matrix cannot be inverted"
     yield write(folder / "four.nii", np.zeros((3, 4, 5, 2), np.uint8)), r"4 dimensions \(3 x 4 x 5 x 2\)"
     yield write(folder / "two.nii", np.zeros((3, 4), np.uint8)), "2 dimensions"
     yield write(folder / "complex.nii", np.zeros(SHAPE, np.complex64)), "voxels of the kind complex64"

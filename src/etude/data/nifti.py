@@ -38,11 +38,12 @@ class Volume:
     def spacing(self) -> tuple[float, float]:
         """Millimetres (or what unit the file has) between rows and between columns of a slice."""
         import nibabel as nib
+        from nibabel.affines import voxel_sizes
 
         turned = nib.orientations.io_orientation(self.image.affine)
         zooms = [0.0, 0.0, 0.0]
         for own, ras in enumerate(turned[:, 0].astype(int)):
-            zooms[ras] = float(np.linalg.norm(self.image.affine[:3, own]))
+            zooms[ras] = float(voxel_sizes(self.image.affine)[own])
         across = [zoom for i, zoom in enumerate(zooms) if i != AXES.index(self.axis)]
         return across[1], across[0]
 
@@ -58,7 +59,8 @@ class Volume:
         try:
             if self.path.suffix.lower() == ".gz":
                 _read_through(self.path)
-            values = np.asarray(self.image.dataobj, dtype=np.float32)
+            with np.errstate(over="ignore"):  # what becomes infinite is told below
+                values = np.asarray(self.image.dataobj, dtype=np.float32)
         except Exception as error:  # a truncated file or a damaged gzip raise many kinds
             raise UsageError(f"{self.path}: truncated or damaged volume ({_line(error)})") from error
         if values.ndim == 4:
@@ -66,7 +68,7 @@ class Volume:
         if not np.isfinite(values).all():
             bad = int((~np.isfinite(values)).sum())
             raise UsageError(
-                f"{self.path}: {bad:,} of {values.size:,} voxels are NaN or infinite",
+                f"{self.path}: {bad:,} of {values.size:,} voxels are NaN, infinite or beyond 3.4e38",
                 hint="replace them, e.g. with numpy.nan_to_num, and save the volume anew",
             )
         turned = nib.orientations.io_orientation(self.image.affine)
@@ -121,7 +123,6 @@ def load(path: str | Path, axis: Axis = "axial") -> Volume:
             warnings.simplefilter("ignore")
             image: Any = nib.load(path)  # pyright: ignore[reportPrivateImportUsage]
             shape, kind = tuple(int(n) for n in image.shape), image.get_data_dtype()
-            zooms = np.array(image.header.get_zooms()[:3], dtype=float)
             affine = np.asarray(image.affine, dtype=float)
     except EtudeError:
         raise
@@ -141,9 +142,8 @@ def load(path: str | Path, axis: Axis = "axial") -> Volume:
         )
     if kind.kind not in "iuf":
         raise UsageError(f"{path}: voxels of the kind {kind} are not one real number each")
-    if not (np.isfinite(zooms).all() and (zooms > 0).all()):
-        raise UsageError(f"{path}: voxels of {zooms.tolist()} mm cannot be")
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+    sides = np.linalg.norm(affine[:3, :3], axis=0)  # in whatever unit: micrometres in metres are small, not flat
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * sides.prod():
         raise UsageError(f"{path}: its affine matrix cannot be inverted, so nothing says where the volume lies")
     return Volume(path, image, axis)
 
@@ -155,7 +155,7 @@ def load_pair(image: Path, mask: Path, axis: Axis = "axial") -> tuple[Volume, Vo
     if shapes[0] != shapes[1]:
         ours, theirs = (" x ".join(map(str, shape)) for shape in shapes)
         raise UsageError(f"{mask}: {theirs} voxels, where the volume {image} has {ours}")
-    if not np.allclose(one.image.affine, other.image.affine, atol=1e-2):
+    if not np.allclose(one.image.affine, other.image.affine, atol=1e-2 * min(one.spacing)):
         raise UsageError(
             f"{mask}: lies elsewhere than {image}: their affine matrices differ", hint="resample one to the other"
         )

@@ -56,8 +56,9 @@ def sst2() -> Recipe:
 
 
 def mlm() -> Recipe:
-    """A small encoder learns to fill in hidden words of the World English Bible. Not run here to its end: 0.4 s a step
-    on one crowded core of an AMD EPYC with avx512_bf16, so about 4 minutes."""
+    """A small encoder begins to learn to fill in hidden words of the World English Bible: of 4,096 tokens it finds 13 %
+    (perplexity 341, seed 0) after 1 min 43 s on one core of an AMD EPYC with avx512_bf16. That is little more than how
+    frequent words are; `--steps 20000` and more are for an evening, and not run here."""
     return Recipe(
         name="bert.mlm",
         model=bert.MaskedLMConfig(

@@ -484,8 +484,8 @@ def predict(arguments: list[str]) -> int:
     else:
         inputs = run.recipe.data.open().samples("test", options.samples)
     asked = {name: getattr(options, name) for name in choices if getattr(options, name) is not None}
-    into_folder = len(inputs) > 1 or (options.save or "").endswith("/") or Path(options.save or ".").is_dir()
-    if run.recipe.task.by_line and isinstance(inputs[0][1], Path) and not into_folder:
+    into_file = len(inputs) == 1 and options.save and not (options.save.endswith("/") or Path(options.save).is_dir())
+    if into_file and run.recipe.task.by_line and isinstance(inputs[0][1], Path):
         return _answer_lines(run, inputs[0][1], options, asked)
     plain = not options.json and not options.save
     if options.stream and not plain:

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from etude import catalog
 from etude.bench import Contest, clock
-from etude.bench.step import Same, engine_step
+from etude.bench.step import Same, asked, engine_step
 from etude.data.base import Batch, Data, Dataset
 from etude.engine.optim import Optim, Schedule
-from etude.engine.precision import DTYPES, pick_device, resolve
+from etude.engine.precision import pick_device
 from etude.engine.recipe import Recipe
-from etude.nn.inference import prepare_for_inference
 from etude.tasks.classify import Classify
 
 
@@ -96,23 +95,8 @@ def _training(name: str, model: nn.Module, batch: Batch, noise: Noise, what: str
 
 
 def _inference(name: str, model: nn.Module, images: Tensor, what: str, target: float, *, compile: bool) -> Contest:
-    theirs = copy.deepcopy(model).eval()
-    dtype = DTYPES[resolve("auto", images.device)]
-    fast = prepare_for_inference(theirs, dtype=dtype, channels_last=True, compile=compile)
-
-    def asked(network: nn.Module) -> Tensor:
-        with torch.inference_mode():
-            return network(images)
-
-    compared: list[float] = []
-
-    def ours() -> None:
-        answer = asked(fast)
-        if not compared:  # once, while warming up
-            compared.append(F.cosine_similarity(answer.flatten(), asked(theirs).flatten(), dim=0).item())
-            assert compared[0] > 0.999, f"the fast {name} does not answer as the plain one: cosine {compared[0]}"
-
-    return _contest(name, what, ours, lambda: asked(theirs), len(images), target)
+    pair = asked(name, copy.deepcopy(model), images, compile=compile)
+    return _contest(name, what, *pair, len(images), target)
 
 
 def _contest(

@@ -11,16 +11,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from etude import catalog
 from etude.bench import Contest, clock
 from etude.bench.convnet import Noise, NoiseSet
-from etude.bench.step import Same, engine_step
+from etude.bench.step import Same, asked, engine_step
 from etude.data.base import Batch
 from etude.engine.optim import Schedule
-from etude.engine.precision import DTYPES, pick_device, resolve
-from etude.nn.inference import prepare_for_inference
+from etude.engine.precision import pick_device
 from etude.recipes.esrgan import div2k
 
 SIDE, BATCH = 32, 4
@@ -43,23 +41,9 @@ def contests(*, compiled: bool) -> list[Contest]:
 
 def inference() -> Contest:
     device = pick_device()
-    theirs = catalog.model("rrdbnet_x4").to(device).eval()
-    image = torch.rand(1, 3, 128, 128, device=device)
-    fast = prepare_for_inference(theirs, dtype=DTYPES[resolve("auto", device)], channels_last=True)
-
-    def asked(network: torch.nn.Module) -> Tensor:
-        with torch.inference_mode():
-            return network(image)
-
-    compared: list[float] = []
-
-    def ours() -> None:
-        answer = asked(fast)
-        if not compared:  # once, while warming up
-            compared.append(F.cosine_similarity(answer.flatten(), asked(theirs).flatten(), dim=0).item())
-            assert compared[0] > 0.999, f"the fast RRDBNet does not answer as the plain one: cosine {compared[0]}"
-
-    return contest("128x128 enlarged x4", ours, lambda: asked(theirs), amount=1, target=2.6)
+    model = catalog.model("rrdbnet_x4").to(device)
+    pair = asked("RRDBNet", model, torch.rand(1, 3, 128, 128, device=device))
+    return contest("128x128 enlarged x4", *pair, amount=1, target=2.6)
 
 
 def training() -> Contest:

@@ -1,14 +1,18 @@
-"""A training step of the engine's, which the contests of training time."""
+"""What contests time: a training step of the engine's, a network prepared for inference beside the plain one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from etude.data.base import Batch
 from etude.engine.evaluate import laid_out
+from etude.engine.precision import DTYPES, resolve
 from etude.engine.recipe import Recipe
 from etude.engine.trainer import Trainer
+from etude.nn.inference import prepare_for_inference
 
 
 @dataclass(frozen=True)
@@ -34,3 +38,27 @@ def engine_step(recipe: Recipe, batch: Batch) -> Callable[[], float]:
         return next(value for name, value in logs.items() if name.split("/")[-1] == "loss").item()
 
     return step
+
+
+def asked(
+    name: str, model: nn.Module, images: Tensor, *, compile: bool = False
+) -> tuple[Callable[[], None], Callable[[], Tensor]]:
+    """(ours, plain): the network on these images as `etude predict` prepares it, and as it is, in eval mode. The first
+    call of ours compares both answers: a cosine of 0.999 or below is an AssertionError."""
+    theirs = model.eval()
+    fast = prepare_for_inference(
+        theirs, dtype=DTYPES[resolve("auto", images.device)], channels_last=True, compile=compile
+    )
+    compared: list[float] = []
+
+    def ask(network: nn.Module) -> Tensor:
+        with torch.inference_mode():
+            return network(images)
+
+    def ours() -> None:
+        answer = ask(fast)
+        if not compared:  # once, while warming up
+            compared.append(F.cosine_similarity(answer.flatten(), ask(theirs).flatten(), dim=0).item())
+            assert compared[0] > 0.999, f"the fast {name} does not answer as the plain one: cosine {compared[0]}"
+
+    return ours, lambda: ask(theirs)

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from etude import catalog
 from etude.bench import Contest, clock
-from etude.bench.step import Same, engine_step
+from etude.bench.step import Same, asked, engine_step
 from etude.data.base import Batch, Data, Dataset
 from etude.engine.optim import Optim, Schedule
-from etude.engine.precision import DTYPES, pick_device, resolve
+from etude.engine.precision import pick_device
 from etude.engine.recipe import Recipe
-from etude.nn.inference import prepare_for_inference
 from etude.tasks.segment import Segment
 
 SIDE, BATCH, CLASSES = 256, 4, 2
@@ -88,24 +87,8 @@ def _training(model: nn.Module, batch: Batch) -> Contest:
 
 
 def _inference(model: nn.Module, images: Tensor, *, compile: bool) -> Contest:
-    theirs = copy.deepcopy(model).eval()
-    dtype = DTYPES[resolve("auto", images.device)]
-    fast = prepare_for_inference(theirs, dtype=dtype, channels_last=True, compile=compile)
-
-    def asked(network: nn.Module) -> Tensor:
-        with torch.inference_mode():
-            return network(images)
-
-    compared: list[float] = []
-
-    def ours() -> None:
-        answer = asked(fast)
-        if not compared:  # once, while warming up
-            compared.append(F.cosine_similarity(answer.flatten(), asked(theirs).flatten(), dim=0).item())
-            assert compared[0] > 0.999, f"the fast U-Net does not answer as the plain one: cosine {compared[0]}"
-
-    target = TARGETS["compiled" if compile else "infer"]
-    return _contest("inference" + ", compiled" * compile, ours, lambda: asked(theirs), target)
+    pair = asked("U-Net", copy.deepcopy(model), images, compile=compile)
+    return _contest("inference" + ", compiled" * compile, *pair, TARGETS["compiled" if compile else "infer"])
 
 
 def _contest(what: str, ours: Callable[[], Any], plain: Callable[[], Any], target: float) -> Contest:

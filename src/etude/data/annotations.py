@@ -12,7 +12,6 @@ from etude.errors import MissingError, UsageError
 
 SLACK = 2.0
 """Pixels by which a box may reach outside its picture, as rounding and COCO's own polygons do; it is clipped."""
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
 Box = tuple[float, float, float, float]
 
 

@@ -23,8 +23,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from etude.data import coco, decode, frames, mosaic, order, voc, yolo_txt
-from etude.data.annotations import PICTURES, Annotated
+from etude.data.annotations import Annotated
 from etude.data.base import Batch, Data, Dataset
+from etude.data.folder import SUFFIXES, named
 from etude.data.mosaic import BoxAugment, Sample
 from etude.errors import MissingError, UsageError
 
@@ -84,19 +85,8 @@ class Boxed(Data):
         """Files as they are named, folders as the pictures and videos in them, videos and animations as their
         frames."""
         found: list[tuple[str, Any]] = []
-        for path in map(Path, words):
-            if path.is_dir():
-                inside = sorted(
-                    p for p in path.rglob("*") if p.suffix.lower() in (*PICTURES, *frames.VIDEOS) and p.is_file()
-                )
-                if not inside:
-                    raise UsageError(f"the folder {path} holds no pictures ({', '.join(PICTURES)})")
-            elif path.is_file():
-                inside = [path]
-            else:
-                raise UsageError(f"there is no file {path}")
-            for file in inside:
-                found += [(str(one), one) for one in frames.frames(file)] or [(str(file), file)]
+        for file in named(words, endings=(*SUFFIXES, *frames.VIDEOS)):
+            found += [(str(one), one) for one in frames.frames(file)] or [(str(file), file)]
         return found
 
     def named(self, classes: Sequence[str]) -> tuple[str, ...]:

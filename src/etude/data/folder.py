@@ -8,6 +8,7 @@ to training.
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from etude.errors import MissingError, UsageError
@@ -29,6 +30,24 @@ def pictures(folder: Path) -> list[str]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [f"{place}/{name}" for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
     return sorted(found)
+
+
+def named(words: Sequence[str], *, endings: tuple[str, ...] = SUFFIXES, what: str = "pictures") -> list[Path]:
+    """What is named on a command line: files as they are named, folders as the files with these endings in them and
+    below. A missing one is a UsageError before anything is done."""
+    found: list[Path] = []
+    for path in map(Path, words):
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.name.lower().endswith(endings) and p.is_file())
+            inside = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+            if not inside:
+                raise UsageError(f"the folder {path} holds no {what} ({', '.join(endings)})")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UsageError(f"there is no file {path}")
+    return found
 
 
 def read(root: Path, split: str) -> tuple[list[str], list[int], tuple[str, ...]]:

@@ -11,14 +11,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from etude.data import decode, order
+from etude.data import decode, folder, order
 from etude.data.augment import Augment
 from etude.data.base import Batch, Data, Dataset
 from etude.data.sources import ImageArrays, ImageFiles, source
 from etude.errors import UsageError
-
-PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-"""Endings of the files that are taken from a folder."""
 
 
 @dataclass(frozen=True)
@@ -88,18 +85,7 @@ class Images(Data):
     def read(self, words: Sequence[str]) -> list[tuple[str, Path]]:
         """Files as they are named, folders as the pictures in them; a missing one is an error before anything is
         done."""
-        found: list[tuple[str, Path]] = []
-        for path in map(Path, words):
-            if path.is_dir():
-                inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES)
-                if not inside:
-                    raise UsageError(f"the folder {path} holds no pictures ({', '.join(sorted(PICTURES))})")
-                found += [(str(p), p) for p in inside]
-            elif path.is_file():
-                found.append((str(path), path))
-            else:
-                raise UsageError(f"there is no file {path}")
-        return found
+        return [(str(path), path) for path in folder.named(words)]
 
     def collate(self, samples: list[Tensor]) -> Batch:
         """uint8 pictures -> {"image": (B, C, H, W) float32, normalised}."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from etude.data import decode, deep, order, photos
 from etude.data.base import Batch, Data, Dataset
-from etude.data.folder import SUFFIXES, path_hash, pictures
+from etude.data.folder import SUFFIXES, named, path_hash, pictures
 from etude.data.resize import imresize, to_bytes
 from etude.errors import MissingError, UsageError
 
@@ -121,13 +121,7 @@ class Patches(Data):
     def read(self, words: Sequence[str]) -> list[tuple[str, Path]]:
         """Files as they are named, folders as the pictures in them; a missing one is an error before anything is
         done."""
-        found: list[tuple[str, Path]] = []
-        for path in map(Path, words):
-            inside = [Path(p) for p in pictures(path)] if path.is_dir() else [path]
-            if not inside or not (path.is_dir() or path.is_file()):
-                raise UsageError(f"{path} holds no pictures" if path.is_dir() else f"there is no file {path}")
-            found += [(str(p), p) for p in inside]
-        return found
+        return [(str(path), path) for path in named(words)]
 
     def collate(self, samples: list[Tensor]) -> Batch:
         """Pictures of one size, of 8 bits and three channels -> {"low": (B, 3, h, w) float32 of 0 to 1}."""

@@ -25,7 +25,7 @@ from torch import Tensor
 from etude.data import decode, fetch, masks, nifti, order
 from etude.data.base import Batch, Data, Dataset
 from etude.data.elastic import Deform
-from etude.data.folder import SUFFIXES, TEST_SHARE
+from etude.data.folder import SUFFIXES, TEST_SHARE, named
 from etude.errors import MissingError, UsageError
 from etude.progress import bars
 
@@ -135,18 +135,8 @@ class Segmentation(Data):
 
     def read(self, words: Sequence[str]) -> list[tuple[str, Path]]:
         """Files as they are named, folders as the pictures and volumes in them, or in their images/ if they have it."""
-        found: list[tuple[str, Path]] = []
-        for path in map(Path, words):
-            if path.is_dir():
-                inside = _files(path / "images" if (path / "images").is_dir() else path, deep=True)
-                if not inside:
-                    raise UsageError(f"the folder {path} holds no pictures or volumes ({', '.join(ENDINGS)})")
-                found += [(str(p), p) for p in inside]
-            elif path.is_file():
-                found.append((str(path), path))
-            else:
-                raise UsageError(f"there is no file {path}")
-        return found
+        places = [f"{word}/images" if Path(word, "images").is_dir() else word for word in words]
+        return [(str(path), path) for path in named(places, endings=ENDINGS, what="pictures or volumes")]
 
     def collate(self, samples: list[Tensor]) -> Batch:
         """(C, H, W) uint8 of one size -> {"image": (B, C, H, W) float32, normalised}."""
@@ -170,10 +160,11 @@ def _extremes(values: NDArray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _files(folder: Path, *, deep: bool = False) -> list[Path]:
+def _files(folder: Path) -> list[Path]:
     """Pictures and volumes in a folder, sorted, hidden ones left out."""
-    inside = folder.rglob("*") if deep else folder.iterdir()
-    return sorted(p for p in inside if p.name.lower().endswith(ENDINGS) and not p.name.startswith(".") and p.is_file())
+    return sorted(
+        p for p in folder.iterdir() if p.name.lower().endswith(ENDINGS) and not p.name.startswith(".") and p.is_file()
+    )
 
 
 def _by_stem(folder: Path) -> dict[str, list[Path]]:

@@ -8,7 +8,8 @@ import re
 from itertools import takewhile
 from pathlib import Path
 
-from etude.data.annotations import PICTURES, Annotated, inside, numbers, text_of, unique
+from etude.data.annotations import Annotated, inside, numbers, text_of, unique
+from etude.data.folder import SUFFIXES
 from etude.errors import MissingError, UsageError
 
 NAME = r"""(?P<quoted>'[^']+'|"[^"]+")|(?P<plain>[^'"\[\]{}&*!|>%@`-][^\[\]{}]*)"""
@@ -23,7 +24,7 @@ def read(root: Path, split: str) -> Annotated:
     if folder is None:
         raise MissingError(f"{root}: no folder images/{NAMES[split][0]}", hint="images/train, images/val, labels/...")
     found = Annotated(classes=known, relative=True)
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     labelled = root / "labels" / folder.name
     if not any(place.name != "classes.txt" for place in labelled.rglob("*.txt")):
         raise MissingError(f"{labelled}: no file NAME.txt there, for the boxes of {folder}/NAME.*")
@@ -39,7 +40,7 @@ def read(root: Path, split: str) -> Annotated:
         if place not in stems and place.name != "classes.txt":
             raise MissingError(f"{place}: there is no picture {folder / place.relative_to(labelled).with_suffix('')}.*")
     if not paths:
-        raise UsageError(f"{folder}: it holds no pictures ({', '.join(PICTURES)})")
+        raise UsageError(f"{folder}: it holds no pictures ({', '.join(SUFFIXES)})")
     return found
 
 

@@ -10,14 +10,17 @@ import subprocess
 import sys
 import time
 import zlib
+from dataclasses import fields
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from etude import catalog
-from etude.cli import VERBS, main
+from etude.cli import VERBS, _flag_type, _said_of_fields, main
+from etude.tasks.language_model import Continue
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +142,18 @@ def test_predict_files_folders_and_samples(capsys, own, tmp_path):
     assert len(out.splitlines()) == 1 and "%" in out
     out, _ = says(capsys, ["predict", own, "--samples", "5"], 0)
     assert len(out.splitlines()) == 5 and "truly" in out
+
+
+def test_types_of_flags():
+    assert _flag_type(int | None) == {"type": int}
+    assert _flag_type(str) == {"type": str}
+    assert _flag_type(tuple[int, int] | None) == {"type": int, "nargs": 2, "metavar": ("A", "B")}
+    assert _flag_type(Literal["length", "gnmt"] | None) == {"choices": ("length", "gnmt")}
+
+
+def test_flags_of_a_task_say_what_they_mean():
+    said = _said_of_fields(Continue)
+    assert said["stop"] == "Text before which to stop." and set(said) == {f.name for f in fields(Continue)}
 
 
 def test_report_and_resume_of_a_finished_run(capsys, own):

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, make_dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from etude import catalog
@@ -170,7 +171,7 @@ def train(arguments: list[str]) -> int:
         result = fit.dry_run(recipe, device=options.device, workers=options.workers)
         return _trained(result | {"dry_run": True}, None, options.json)
     run = fit.train(recipe, run=options.run, device=options.device, workers=options.workers, quiet=options.quiet)
-    return _trained(run.result, run.path, options.json)
+    return _trained(run.result, run, options.json)
 
 
 def _word_after(flag: str, arguments: list[str]) -> str:
@@ -345,21 +346,22 @@ def _unboxed(text: str) -> str:
     return " ".join(message) or text.strip()
 
 
-def _trained(result: dict[str, Any], directory: Path | None, as_json: bool) -> int:
+def _trained(result: dict[str, Any], run: Run | None, as_json: bool) -> int:
     if int(os.environ.get("RANK", "0")):
         return 0
     if as_json:
-        _json(result | {"run": str(directory) if directory else None})
+        _json(result | {"run": str(run.path) if run else None})
         return 0
     measures = "  ".join(f"{name} {value:.4g}" for name, value in result["eval"].items())
-    if directory is None:
+    if run is None:
         went = f"{result['steps']} steps and an evaluation went through"
         print(f"dry run of {result['recipe']}: {went}; nothing was written")
         return 0
-    rows = [["test", measures], ["run", str(directory)], ["report", str(directory / "report.html")]]
+    rows = [["test", measures], ["run", str(run.path)], ["report", str(run.path / "report.html")]]
     called = Path(sys.argv[0])  # .venv/bin/etude where no environment is active
     command = str(called) if called.name == "etude" and not shutil.which("etude") else "etude"
-    _table([*rows, ["next", f"{command} predict {shlex.quote(str(directory))} --samples 8"]])
+    asking = "--n 64" if run.asked({}).made else "--samples 8"
+    _table([*rows, ["next", f"{command} predict {shlex.quote(str(run.path))} {asking}"]])
     return 0
 
 
@@ -385,7 +387,7 @@ def resume(arguments: list[str]) -> int:
     run = etude.resume(
         options.run, device=options.device, workers=options.workers, quiet=options.quiet, data_path=options.data_path
     )
-    return _trained(run.result, run.path, options.json)
+    return _trained(run.result, run, options.json)
 
 
 def _data_path(parser: argparse.ArgumentParser) -> None:
@@ -454,7 +456,7 @@ def _values(words: list[str], known: list[str]) -> dict[str, Any]:
 
 
 def predict(arguments: list[str]) -> int:
-    """What a run makes of its inputs (pictures, texts, ...), or of samples of its own test split.
+    """What a run makes of its inputs (pictures, texts, ...), of samples of its own test split, or of latents alone.
 
     The flags that a run's task adds: etude predict RUN --help.
     """
@@ -464,7 +466,11 @@ def predict(arguments: list[str]) -> int:
     parser.epilog = "Of a recipe's model and weights any field is a flag: --start.weights FILE --start.layout NAME"
     parser.add_argument("--samples", type=int, default=0, help="take this many samples of the test split instead")
     parser.add_argument(
-        "--save", metavar="DIR", default=None, help="write each answer to a file there; of translated lines, the file"
+        "--save",
+        metavar="DIR",
+        default=None,
+        help="write each answer to a file there (what is made without inputs: by default in RUN/made); of translated "
+        "lines, the file",
     )
     parser.add_argument(
         "--stream", action="store_true", help="show a text while it is written, as a terminal does with one input"
@@ -474,16 +480,20 @@ def predict(arguments: list[str]) -> int:
     choices = _ask_flags(parser, arguments)
     arguments, started = _recipe_words(arguments)
     options = parser.parse_intermixed_args(arguments)
-    if options.samples < 0 or bool(options.inputs) == bool(options.samples):
-        raise UsageError("etude predict takes inputs, or --samples N", hint="etude predict --help")
     import etude
 
     run = etude.open(options.run, **started)
+    asked = {name: getattr(options, name) for name in choices if getattr(options, name) is not None}
+    made = run.asked(asked).made
+    if options.samples < 0 or (options.inputs and options.samples) or not (options.inputs or options.samples or made):
+        raise UsageError("etude predict takes inputs, or --samples N", hint="etude predict --help")
     if options.inputs:
         inputs = run.recipe.data.read(options.inputs)
-    else:
+    elif options.samples:
         inputs = run.recipe.data.open().samples("test", options.samples)
-    asked = {name: getattr(options, name) for name in choices if getattr(options, name) is not None}
+    else:
+        inputs = [(made, None)]
+        options.save = options.save or str(run.path / "made")
     into_file = len(inputs) == 1 and options.save and not (options.save.endswith("/") or Path(options.save).is_dir())
     if into_file and run.recipe.task.by_line and isinstance(inputs[0][1], Path):
         return _answer_lines(run, inputs[0][1], options, asked)
@@ -524,9 +534,12 @@ def _answer(
     answered, errors = [], []
 
     def keep(i: int, result: Any) -> None:
+        document, row = result.json() | {"input": inputs[i][0]}, [inputs[i][0], *result.row()]
         if options.save:
-            result.save(Path(options.save) / f"{stems[i]}{result.suffix}")
-        answered.append((result.json() | {"input": inputs[i][0]}, [inputs[i][0], *result.row()]))
+            path = Path(options.save) / f"{stems[i]}{result.suffix}"
+            result.save(path)
+            document, row = document | {"saved": str(path)}, [*row, str(path)]
+        answered.append((document, row))
 
     if len(inputs) > 1 and not run.recipe.task.one_by_one:
         try:  # all at once: a graph's nodes share one pass
@@ -542,7 +555,8 @@ def _answer(
     with bars() as show:
         for i, (name, raw) in enumerate(inputs):
             try:
-                keep(i, run.predict(raw, device=options.device, precision=options.precision, **asked))
+                given = () if raw is None else (raw,)
+                keep(i, run.predict(*given, device=options.device, precision=options.precision, **asked))
             except UsageError as error:
                 errors.append((name, error))
             if len(inputs) > 1:
@@ -607,15 +621,57 @@ def _ask_flags(parser: _Parser, arguments: list[str]) -> list[str]:
 
     import etude
 
-    known = etude.open(place).recipe if Path(place).exists() else etude.recipe(place)
-    kinds, names = typing.get_type_hints(known.task.ask), []
-    for field in dataclasses.fields(known.task.ask):
-        kind = kinds[field.name]
-        plain = [k for k in typing.get_args(kind) if k is not type(None)] or [kind]
-        flag = f"--{field.name.replace('_', '-')}"
-        parser.add_argument(flag, type=plain[0], default=None, help=f"default {field.default}")
-        names.append(field.name)
+    ask = (etude.open(place).recipe if Path(place).exists() else etude.recipe(place)).task.ask
+    kinds, said = typing.get_type_hints(ask), _said_of_fields(ask)
+    for field in dataclasses.fields(ask):
+        about = [said.get(field.name, ""), f"(default {field.default})" if field.default not in (None, "") else ""]
+        help_ = " ".join(part for part in about if part).replace("%", "%%")
+        kind = _flag_type(kinds[field.name])
+        parser.add_argument(f"--{field.name.replace('_', '-')}", default=None, help=help_, **kind)
+    names = [field.name for field in dataclasses.fields(ask)]
     return names
+
+
+def _said_of_fields(kind: type) -> dict[str, str]:
+    """The docstrings below a dataclass's fields."""
+    import ast
+    import inspect
+    import textwrap
+
+    said: dict[str, str] = {}
+    for owner in reversed(kind.__mro__[:-1]):
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+        for pair in pairwise(getattr(definition, "body", [])):
+            match pair:
+                case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                    said[name] = " ".join(text.split())
+    return said
+
+
+def _flag_type(kind: Any) -> dict[str, Any]:
+    """What argparse needs to know of a field's type: int, int | None, tuple[int, int] | None, Literal["a", "b"]."""
+    import typing
+
+    if typing.get_origin(kind) in (UnionType, typing.Union):
+        (kind,) = (k for k in typing.get_args(kind) if k is not type(None))
+    parts = typing.get_args(kind)
+    if typing.get_origin(kind) is tuple:
+        return {"type": parts[0], "nargs": len(parts), "metavar": tuple("ABCDEFGH"[: len(parts)])}
+    return {"choices": parts} if typing.get_origin(kind) is typing.Literal else {"type": kind}
+
+
+def export(arguments: list[str]) -> int:
+    """Write a run's weights as a plain safetensors file, of a GAN the generator's alone."""
+    parser = _parser("export")
+    parser.add_argument("run", help="the run directory")
+    parser.add_argument("--part", default=None, help='a child module alone (generator), or "" for the whole model')
+    parser.add_argument("--out", metavar="FILE", default=None, help="default: RUN/PART.safetensors")
+    options = parser.parse_args(arguments)
+    import etude
+
+    path = etude.open(options.run).export(options.out, part=options.part)
+    _json({"run": options.run, "weights": str(path)}) if options.json else print(path)
+    return 0
 
 
 def report(arguments: list[str]) -> int:
@@ -817,6 +873,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "resume": resume,
     "eval": eval_,
     "predict": predict,
+    "export": export,
     "report": report,
     "replay": replay,
     "graph": graph,

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from games import RECIPES, game, growing
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from etude.cli import main
 from etude.data.latents import drawn
 from etude.data.ring import Ring
 from etude.engine.checkpoint import digest
@@ -35,6 +36,7 @@ from etude.tasks.adversarial import GAN, WGAN, WGANGP, Make, gradient_penalty, j
 from etude.tasks.base import Update
 from etude.tasks.made import Made, slerp
 from etude.tasks.progressive import Progressive
+from etude.weights import load_weights
 
 
 class Linear(nn.Module):
@@ -458,14 +460,14 @@ def size_of(path: Path) -> tuple[int, int]:
 
 
 def test_samples_by_number_and_seed(run, tmp_path):
-    many = run.predict(None, n=9, seed=1)
+    many = run.predict(n=9, seed=1)
     assert many.samples.shape == (9, 1, 8, 8) and many.samples.dtype == torch.uint8
     torch.testing.assert_close(many.latents, drawn(1, range(9), 4))
     seventh = run.predict(7, seed=1)
     assert torch.equal(seventh.samples[0], many.samples[7])
     given = run.predict(many.latents.numpy()[2:4])
     assert torch.equal(given.samples, many.samples[2:4])
-    assert run.predict(None, n=9, seed=2).samples.ne(many.samples).any()
+    assert run.predict(n=9, seed=2).samples.ne(many.samples).any()
     many.save(tmp_path / "sheet.png")
     assert size_of(tmp_path / "sheet.png") == (3 * 8 + 2 * 2, 3 * 8 + 2 * 2)
     assert len(list(tmp_path.glob("sheet-00*.png"))) == 9
@@ -475,8 +477,8 @@ def test_samples_by_number_and_seed(run, tmp_path):
 
 
 def test_a_film_between_two(run, tmp_path):
-    film = run.predict(None, n=6, interpolate=(2, 5), seed=1)
-    ends = run.predict(None, n=6, seed=1)
+    film = run.predict(n=6, interpolate=(2, 5), seed=1)
+    ends = run.predict(n=6, seed=1)
     assert torch.equal(film.samples[0], ends.samples[2]) and torch.equal(film.samples[-1], ends.samples[5])
     film.save(tmp_path / "film.png")
     assert size_of(tmp_path / "film.png") == (6 * 8 + 5 * 2, 8)
@@ -497,20 +499,65 @@ def test_great_circle():
     torch.testing.assert_close(slerp(a, 3 * a, 3)[1], 2 * a)
 
 
-def test_the_generator_is_exported_as_plain_weights(run, tmp_path):
-    weights = run.model("cpu").generator.state_dict()
-    save_file({name: value.contiguous() for name, value in weights.items()}, tmp_path / "generator.safetensors")
+def test_the_command_line_makes_a_sheet_single_files_and_a_film(run, capsys, tmp_path):
+    assert main(["predict", str(run.path), "--n", "9", "--seed", "1", "--json"]) == 0
+    (said,) = json.loads(capsys.readouterr().out)["results"]
+    assert said["saved"] == str(run.path / "made" / "seed-1.png") and said["made"] == 9
+    assert size_of(run.path / "made" / "seed-1.png") == (3 * 8 + 2 * 2, 3 * 8 + 2 * 2)
+    samples = run.predict(n=9, seed=1).samples
+    for i in range(9):
+        with Image.open(run.path / "made" / f"seed-1-{i:04d}.png") as image:
+            assert np.array_equal(np.asarray(image), samples[i, 0].numpy())
+    assert main(["predict", str(run.path), "--interpolate", "2", "5", "--n", "6", "--save", str(tmp_path)]) == 0
+    assert size_of(tmp_path / "seed-0-from-2-to-5.png") == (6 * 8 + 5 * 2, 8)
+    assert (tmp_path / "seed-0-from-2-to-5.gif").is_file()
+    assert main(["predict", str(run.path), "7", "--seed", "1", "--save", str(tmp_path)]) == 0
+    assert [path.name for path in sorted(tmp_path.glob("7*.png"))] == ["7.png"]
+    assert "7 of seed 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--interpolate", "3"], "argument --interpolate: expected 2 arguments"),
+        (["--interpolate", "3", "x"], "argument --interpolate: invalid int value: 'x'"),
+        (["--interpolate", "3", "-8"], "interpolate (3, -8) takes two latents' numbers"),
+        (["7", "--interpolate", "3", "8"], "interpolate says what is made; it takes no inputs beside it"),
+        (["--n", "0"], "n is 0 and seed 0; they must be 1 to 100,000"),
+        (["--interpolat", "3", "8"], "did you mean --interpolate?"),
+        (["seven"], "'seven' is neither a latent's number nor a file of latents"),
+    ],
+)
+def test_what_cannot_be_made(run, capsys, words, said):
+    assert main(["predict", str(run.path), *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_generator_is_exported_as_plain_weights(run, tmp_path, capsys):
+    assert main(["export", str(run.path), "--out", str(tmp_path / "generator.safetensors")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "generator.safetensors")
     generator = run.recipe.model.build().generator
-    generator.load_state_dict(load_file(tmp_path / "generator.safetensors"))
+    load_weights(generator, tmp_path / "generator.safetensors")
     made = generator.eval()(drawn(1, range(9), 4))
-    shown = run.predict(None, n=9, seed=1).samples
+    shown = run.predict(n=9, seed=1).samples
     assert ((made + 1) * 127.5).round().sub(shown).abs().max() <= 1
+    assert load_file(run.export(tmp_path / "all.safetensors", part="")).keys() == run.model("cpu").state_dict().keys()
+    for words, said in (
+        (["--part", "crtic"], "did you mean critic?"),
+        (["--out", "x.pt"], "does not end in .safetens"),
+    ):
+        assert main(["export", str(run.path), *words]) == 2
+        assert said in capsys.readouterr().err
+    before = (run.path / "weights.safetensors").read_bytes()
+    with pytest.raises(UsageError, match="is the run's own file of weights"):
+        run.export(run.path / "weights.safetensors")
+    assert (run.path / "weights.safetensors").read_bytes() == before
 
 
 def test_points_are_drawn_and_modes_counted(tmp_path):
     done = train(RECIPES["ring"], run=tmp_path / "run", quiet=True, device="cpu")
     assert {"modes", "near", "frechet", "wasserstein"} <= set(done.result["eval"])
-    made = done.predict(None, n=20)
+    made = done.predict(n=20)
     assert made.samples.shape == (20, 2) and len(made.json()["points"]) == 20
     made.save(tmp_path / "points.png")
     assert np.load(tmp_path / "points.npy").shape == (20, 2)

@@ -24,6 +24,7 @@ from etude.engine.parallel import World
 from etude.engine.precision import Resolved, autocast, computes_bf16, pick_device, resolve
 from etude.engine.recipe import Recipe, check
 from etude.errors import MissingError, RefusedError, UsageError, nearest
+from etude.tasks.base import Ask
 from etude.tasks.metrics import Metric
 
 
@@ -213,19 +214,23 @@ class Run:
 
     def predict(self, *inputs: Any, device: str = "auto", precision: str = "", **ask: Any) -> Any:
         """Answers to raw inputs, as the run's data takes them (pictures: paths, bytes, PIL images, arrays, tensors): a
-        Result, or a list of them. `precision`: fp32, bf16 or auto; by default the run's own. `ask`: what the task lets
-        one choose, e.g. `length=200` of a language model."""
-        asked = self._asked(ask)
+        Result, or a list of them; without inputs, what the task makes of `ask` alone. `precision`: fp32, bf16 or auto;
+        by default the run's own. `ask`: what the task lets one choose, e.g. `length=200` of a language model."""
+        asked = self.asked(ask)
+        if not inputs and not asked.made:
+            raise UsageError(
+                f"predict of {self.recipe.name} takes inputs", hint=f"etude predict {self.path} --samples 8"
+            )
         model, place, number = self._prepared(device, precision)
         with torch.no_grad(), autocast(number, place):
             results = self.recipe.task.predict(model, list(inputs), self.recipe.data, self.facts, asked)
-        return results[0] if len(inputs) == 1 else results
+        return results[0] if len(inputs) <= 1 else results
 
     def stream(self, raw: Any, *, device: str = "auto", **ask: Any) -> Iterator[str]:
         """The answer to one raw input piece by piece, of tasks whose answers are texts; `ask` as of `predict`."""
         if not self.recipe.task.streams:
             raise UsageError(f"answers of {self.recipe.name} come whole, not piece by piece", hint="etude predict")
-        asked = self._asked(ask)
+        asked = self.asked(ask)
         model, place, number = self._prepared(device, "")
         pieces = self.recipe.task.stream(model, raw, self.recipe.data, self.facts, asked)
         while True:  # what stands around the making of a piece does not stay while it is read
@@ -242,8 +247,8 @@ class Run:
         results: Iterator[Any] = iter([found] if len(given) == 1 else found)
         return [" ".join(next(results).row()[0].split()) if line.strip() else "" for line in lines]
 
-    def _asked(self, ask: dict[str, Any]) -> Any:
-        """What is asked for, as the task's own type."""
+    def asked(self, ask: dict[str, Any]) -> Ask:
+        """Keywords of `predict`, checked, as the task's own type."""
         task = self.recipe.task
         kinds = typing.get_type_hints(task.ask)
         names = [field.name for field in dataclasses.fields(task.ask)]
@@ -284,6 +289,27 @@ class Run:
         model.eval()
         place = next(model.parameters()).device
         return measure(model, recipe, dataset, split, world=World(place), precision=self.precision(place))
+
+    def export(self, path: str | Path | None = None, *, part: str | None = None) -> Path:
+        """Plain weights by the model's own names, for `etude.load_weights` or any reader of safetensors; returns the
+        file (default: PART.safetensors, or model.safetensors, in the run directory). `part`: a child module alone, by
+        default the one that is of use after training (`Task.exported`: of a GAN the generator); "": the whole model."""
+        part = self.recipe.task.exported if part is None else part
+        path = Path(path) if path is not None else self.path / f"{part or 'model'}.safetensors"
+        if path.suffix != ".safetensors":
+            raise UsageError(f"{path} does not end in .safetensors, which weights are written as", hint="--out FILE")
+        if path.resolve() == (self.path / "weights.safetensors").resolve():
+            raise UsageError(f"{path} is the run's own file of weights", hint="--out another FILE")
+        model = self.model("cpu")
+        try:
+            module = model.get_submodule(part)
+        except AttributeError:
+            names = [name for name, _ in model.named_children()]
+            hint = nearest(part, names) or f"one of {', '.join(names)}"
+            raise UsageError(f"the model of {self.recipe.name} has no part {part!r}", hint=hint) from None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.save_weights(path, module.state_dict())
+        return path
 
     def report(self) -> Path:
         """Write report.html anew from the run's files."""

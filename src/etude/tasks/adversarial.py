@@ -62,6 +62,12 @@ class Make(Ask):
         if self.interpolate is not None and (self.n < 2 or min(self.interpolate) < 0):
             raise UsageError(f"interpolate {self.interpolate} takes two latents' numbers, in 2 steps or more: --n 16")
 
+    @property
+    def made(self) -> str:
+        """The seed, and the ends of a way."""
+        ends = "" if self.interpolate is None else f"-from-{self.interpolate[0]}-to-{self.interpolate[1]}"
+        return f"seed-{self.seed}{ends}"
+
 
 def minibatches(batch: Batch, count: int) -> list[Batch]:
     """A batch in `count` parts: the k-th holds samples k, k + count, ... So the parts of the shares that processes hold
@@ -131,7 +137,7 @@ class Adversarial(Task):
 
     measure: ClassVar[str] = "frechet"
     ask: ClassVar[type[Ask]] = Make
-    makes: ClassVar[bool] = True
+    exported: ClassVar[str] = "generator"
 
     def __post_init__(self) -> None:
         if self.critic_steps < 1:
@@ -262,26 +268,29 @@ class Adversarial(Task):
 
     @torch.no_grad()
     def predict(self, model: Any, inputs: list[Any], data: Data, facts: dict[str, Any], ask: Any = None) -> list[Made]:
-        """Samples of each input, a latent's number or latents; without inputs (or of None), those that `ask` says."""
+        """Samples of each input, a latent's number or latents; without inputs, those that `ask` says."""
         assert isinstance(data, Latents)
         asked = ask or Make()
-        results = []
-        for raw in inputs or [None]:
-            latents, about = self._latents(model, raw, data, asked)
-            device = next(model.parameters()).device
+        film = asked.interpolate is not None
+        if inputs and film:
+            raise UsageError("interpolate says what is made; it takes no inputs beside it", hint="--interpolate 3 8")
+        chosen = [self._given(model, raw, data, asked) for raw in inputs] or [self._chosen(model, asked)]
+        device, results = next(model.parameters()).device, []
+        for latents, about in chosen:
             made = [self.full(model, model.generator(z.to(device))).float().cpu() for z in latents.split(CHUNK)]
-            film = raw is None and asked.interpolate is not None
             results.append(Made(_viewed(torch.cat(made)), latents, about, film))
         return results
 
-    def _latents(self, model: Any, raw: Any, data: Latents, asked: Make) -> tuple[Tensor, str]:
-        """(N, Z) and what they are."""
-        if raw is None and asked.interpolate is not None:
-            ends = drawn(asked.seed, asked.interpolate, model.latent)
-            about = f"from {asked.interpolate[0]} to {asked.interpolate[1]} of seed {asked.seed}"
-            return slerp(ends[0], ends[1], asked.n), about
-        if raw is None:
+    def _chosen(self, model: Any, asked: Make) -> tuple[Tensor, str]:
+        """(n, Z) and what they are."""
+        if asked.interpolate is None:
             return drawn(asked.seed, range(asked.n), model.latent), f"0 to {asked.n - 1} of seed {asked.seed}"
+        ends = drawn(asked.seed, asked.interpolate, model.latent)
+        about = f"from {asked.interpolate[0]} to {asked.interpolate[1]} of seed {asked.seed}"
+        return slerp(ends[0], ends[1], asked.n), about
+
+    def _given(self, model: Any, raw: Any, data: Latents, asked: Make) -> tuple[Tensor, str]:
+        """(N, Z) and what they are."""
         given = data.prepare(raw)
         if not given.is_floating_point():
             return drawn(asked.seed, given.numpy(), model.latent), f"{int(given)} of seed {asked.seed}"

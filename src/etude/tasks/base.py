@@ -64,8 +64,13 @@ class Result(Protocol):
 @dataclass(frozen=True)
 class Ask:
     """How an answer is to be made. A task whose answers leave a choice (length, temperature, ...) has a subclass of its
-    own, and each field is a flag of `etude predict` and a keyword of `run.predict`. Fields are plain values with
-    defaults."""
+    own, and each field is a flag of `etude predict` and a keyword of `run.predict`. Fields are plain values or tuples
+    of a fixed number of them, with defaults."""
+
+    @property
+    def made(self) -> str:
+        """What to call an answer that is made of nothing but this; "" where `predict` needs inputs."""
+        return ""
 
 
 @dataclass(frozen=True)
@@ -82,8 +87,8 @@ class Task:
     """Whether a file is answered line by line (`Data.lines`), the first cell of each answer's row being its line."""
     one_by_one: ClassVar[bool] = False
     """Whether each input is answered by itself, as large answers are; else all share a pass or a batch."""
-    makes: ClassVar[bool] = False
-    """Whether `predict` answers without inputs, as what makes pictures does: of None, what `ask` says."""
+    exported: ClassVar[str] = ""
+    """The child module that is of use once training is over, "generator" where a critic taught it; "": all of it."""
     streams: ClassVar[bool] = False
     """Whether answers are texts that can be read while they are made: `stream` is defined."""
 
@@ -131,8 +136,8 @@ class Task:
     def predict(
         self, model: nn.Module, inputs: list[Any], data: Data, facts: dict[str, Any], ask: Any = None
     ) -> Sequence[Result]:
-        """Answers to raw inputs. `facts` are the data set's, as kept in the run; `ask` is an instance of `self.ask`, or
-        None for its defaults."""
+        """Answers to raw inputs; without any, one answer where `ask.made` gives that a name. `facts` are the data
+        set's, as kept in the run; `ask` is an instance of `self.ask`, or None for its defaults."""
         raise TypeError(f"{type(self).__name__} does not define predict")
 
     def stream(self, model: nn.Module, raw: Any, data: Data, facts: dict[str, Any], ask: Any = None) -> Iterator[str]:

@@ -130,7 +130,8 @@ class Made:
         return sheet(self.samples, columns=len(self.samples) if self.film else None)
 
     def save(self, path: str | Path) -> None:
-        """The sheet, and beside it each sample: NAME-0000.png ..., of a way NAME.gif; points and latents as .npy."""
+        """The sheet, and beside it each of several samples: NAME-0000.png ..., of a way NAME.gif; points and latents
+        as .npy."""
         path = Path(path)
         self.plot().save(path)
         if self.samples.ndim == 2:
@@ -142,7 +143,7 @@ class Made:
             there_and_back[0].save(
                 path.with_suffix(".gif"), save_all=True, append_images=there_and_back[1:], duration=80, loop=0
             )
-        else:
+        elif len(frames) > 1:
             for i, frame in enumerate(frames):
                 frame.save(path.with_name(f"{path.stem}-{i:04d}{path.suffix}"))
         np.save(path.with_name(f"{path.stem}-latents.npy"), self.latents.numpy())

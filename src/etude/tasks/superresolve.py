@@ -164,6 +164,7 @@ class SuperResolve(Task):
 class SuperResolveAdversarial(SuperResolve):
     """Both players: "generator" and "discriminator" are child modules of the model."""
 
+    exported: ClassVar[str] = "generator"
     features: Any = None
     """A configuration of `vision.perceptual`: the network whose features are compared; None compares none."""
     features_weights: str = ""

@@ -446,12 +446,13 @@ def test_the_report_shows_samples_over_time(run):
     blocks = json.loads((run.path / "figures.json").read_text())
     titles = [block["title"] for block in blocks]
     assert titles[:2] == ["Made pictures", "From one latent to another"]
-    assert titles[2].startswith("Made (left) and the nearest training pictures")
+    assert titles[2] == "Nearest training pictures"
     assert [one["step"] for one in blocks[0]["earlier"]] == [1] and blocks[0]["step"] == 2
     notes: list[str] = []
     sections = sections_of(blocks, notes)
     assert len(sections) == 3 and not notes
-    assert "<details>" in sections[0][2] and sections[0][2].count("<img") == 2
+    assert "validation, after 1 steps" in sections[0][2] and sections[0][2].count("<img") == 2
+    assert "a generator that learned by heart" in sections[2][2]
 
 
 def size_of(path: Path) -> tuple[int, int]:

@@ -45,16 +45,14 @@ def _matrix(block: dict[str, Any]) -> str:
 
 
 def _images(block: dict[str, Any]) -> str:
-    earlier = "".join(
-        f"<details><summary>{e(one['label'])}</summary>{_pictures(one)}</details>"
-        for one in reversed(block.get("earlier", []))
-    )
-    return _pictures(block) + earlier
+    note = f"<p>{e(block['note'])}</p>" if block.get("note") else ""
+    before = [item | {"caption": one["label"]} for one in block.get("earlier", []) for item in one["items"]]
+    return note + _pictures(block["items"]) + (_pictures(before, css="pictures before") if before else "")
 
 
-def _pictures(block: dict[str, Any]) -> str:
+def _pictures(blocks: list[dict[str, Any]], *, css: str = "pictures") -> str:
     items = []
-    for item in block["items"]:
+    for item in blocks:
         png = base64.b64decode(item["png"], validate=True)
         if png[:8] != b"\x89PNG\r\n\x1a\n":
             raise ValueError("an item is no PNG")
@@ -68,7 +66,7 @@ def _pictures(block: dict[str, Any]) -> str:
             f'<li{large}><img{pixels} src="data:image/png;base64,{base64.b64encode(png).decode()}" '
             f'width="{width * scale}" height="{height * scale}" alt="{caption}"><p>{caption}{detail}</p></li>'
         )
-    return f'<ul class="pictures">{"".join(items)}</ul>' if items else "<p>None.</p>"
+    return f'<ul class="{css}">{"".join(items)}</ul>' if items else "<p>None.</p>"
 
 
 def _rows(block: dict[str, Any]) -> str:

@@ -254,7 +254,7 @@ class Adversarial(Task):
             item = {"png": png(plane(samples, real, reach=1.6 * dataset.data.radius)), "caption": "grey: the data"}
             return [{"kind": "images", "title": "Made points", "items": [item], "history": True}]
         assert isinstance(dataset, PictureSet)
-        scale = max(1, 48 // samples.shape[-1])
+        scale = max(1, 64 // samples.shape[-1])
         item = {"png": png(sheet(samples, columns=8, scale=scale)), "caption": "always of the same latents"}
         blocks: list[Block] = [{"kind": "images", "title": "Made pictures", "items": [item], "history": True}]
         if way.samples:
@@ -472,8 +472,12 @@ def _neighbours(samples: Tensor, dataset: PictureSet, split: str) -> Block:
         alike = dataset.pictures("train", their[places].tolist())
         strip = sheet(torch.cat([sample[None], alike]), columns=1 + len(alike))
         items.append({"png": png(strip), "caption": f"{float(values) / asked.shape[1] ** 0.5:.3f}"})
-    title = "Made (left) and the nearest training pictures, with their root mean square difference"
-    return {"kind": "images", "title": f"{title}; of held out real pictures it is {usual:.3f}", "items": items}
+    note = (
+        "Left of each row a made picture, then the training pictures that differ least from it, with the root mean "
+        f"square difference of the first. Of held out real pictures that is {usual:.3f}: a generator that learned by "
+        "heart lies far below it."
+    )
+    return {"kind": "images", "title": "Nearest training pictures", "note": note, "items": items}
 
 
 def _thumbs(images: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ LossLogs = Mapping[str, Tensor | Callable[[], Tensor]]
 LossFn = Callable[[nn.Module, Batch], tuple[Tensor, LossLogs]]
 Block = dict[str, Any]
 """A figure for the report, JSON-able: {"kind": "matrix" | "images" | "table" | "lines" | "scatter" | "text", ...}. A
-"text" or "images" with "history": true keeps those of earlier evaluations beside it. With
+"text" or "images" with "history": true keeps those of earlier evaluations beside it; "images" may say a "note". With
 "study": true a study's report shows it too, beside those of the other variants (lines always, in one chart)."""
 
 

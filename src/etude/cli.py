@@ -791,14 +791,18 @@ def bench(arguments: list[str]) -> int:
     parser.add_argument("systems", nargs="*", help="names of benchmarks (default: all)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="measure the compiled variants too (minutes)")
-    parser.add_argument("--out", metavar="FILE", help="keep the rows, with the machine's description, as JSON")
+    parser.add_argument(
+        "--out", metavar="FILE", help="keep the rows as JSON, beside those of this machine that it holds"
+    )
     options = parser.parse_args(arguments)
+    from etude.bench import kept
     from etude.bench import run as run_bench
 
     document = run_bench(options.systems, threads=options.threads, compiled=options.compile)
     if options.out:
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.out).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        whole = json.dumps(kept(document, Path(options.out)), indent=1)
+        Path(options.out).write_text(whole + "\n", encoding="utf-8")
     if options.json:
         _json(document)
     else:

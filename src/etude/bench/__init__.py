@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -130,6 +131,29 @@ def run(names: list[str] | None = None, *, threads: int = 2, compiled: bool = Fa
             rows.append(row)
             number += 1
     return {"machine": machine(threads), "rows": rows}
+
+
+def kept(document: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`run`'s answer with the rows that a file holds of other comparisons. UsageError where these come from another
+    machine, as rows of one file are to be compared."""
+    if not path.exists():
+        return document
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        theirs, rows = before["machine"], {_which(row): row for row in before["rows"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} does not hold rows of etude bench: {error}", hint="--out another file") from None
+    for field in ("cpu", "threads", "device", "torch"):
+        if theirs.get(field) != document["machine"][field]:
+            raise UsageError(
+                f"{path} holds rows of {field} {theirs.get(field)}, these are of {document['machine'][field]}",
+                hint="--out another file",
+            )
+    return document | {"rows": list((rows | {_which(row): row for row in document["rows"]}).values())}
+
+
+def _which(row: Row) -> tuple[str, ...]:
+    return tuple(row[key] for key in ("name", "what", "peer_name"))
 
 
 def _apart(name: str, number: int, *, threads: int, compiled: bool) -> tuple[Row, int]:

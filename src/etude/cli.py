@@ -791,13 +791,15 @@ def bench(arguments: list[str]) -> int:
     parser.add_argument("systems", nargs="*", help="names of benchmarks (default: all)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="measure the compiled variants too (minutes)")
-    parser.add_argument(
-        "--out", metavar="FILE", help="keep the rows as JSON, beside those of this machine that it holds"
-    )
+    parser.add_argument("--out", metavar="FILE", help="keep the rows as JSON, beside others of this machine")
     options = parser.parse_args(arguments)
-    from etude.bench import kept
+    from etude.bench import kept, machine
     from etude.bench import run as run_bench
 
+    if options.out:
+        kept(
+            {"machine": machine(options.threads), "rows": []}, Path(options.out)
+        )  # refused before minutes of measuring
     document = run_bench(options.systems, threads=options.threads, compiled=options.compile)
     if options.out:
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)

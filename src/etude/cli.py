@@ -483,6 +483,8 @@ def predict(arguments: list[str]) -> int:
     import etude
 
     run = etude.open(options.run, **started)
+    if not run.finished:
+        print(f"{run.path} is not finished: its weights so far answer", file=sys.stderr)
     asked = {name: getattr(options, name) for name in choices if getattr(options, name) is not None}
     made = run.asked(asked).made
     if options.samples < 0 or (options.inputs and options.samples) or not (options.inputs or options.samples or made):
@@ -615,6 +617,10 @@ def _ask_flags(parser: _Parser, arguments: list[str]) -> list[str]:
     recipes = catalog.recipes()
     place = next((word for word in arguments if word in recipes or (Path(word) / "recipe.json").is_file()), "")
     if not place:
+        if arguments and not arguments[0].startswith("-") and arguments[0] not in recipes:
+            import etude
+
+            etude.open(arguments[0])  # tells that there is no such run, before a flag of its task is called unknown
         return []
     import dataclasses
     import typing

@@ -32,7 +32,7 @@ from etude.engine.trainer import Trainer
 from etude.errors import NumericError, UsageError
 from etude.generative import gan
 from etude.report.blocks import sections_of
-from etude.tasks.adversarial import GAN, WGAN, WGANGP, Make, gradient_penalty, judged, minibatches
+from etude.tasks.adversarial import GAN, WGAN, WGANGP, Make, _smaller, gradient_penalty, judged, minibatches
 from etude.tasks.base import Update
 from etude.tasks.made import Made, slerp
 from etude.tasks.progressive import Progressive
@@ -223,7 +223,18 @@ def test_growing_counts_images_and_begins_anew_at_each_resolution():
     assert events[10:12] == ["critic 8 at 64", "generator 8 at 64"]
     assert events[12:] == ["critic 8 at 72", "generator 8 at 72"] and model.alpha == 16 / 96
     with pytest.raises(UsageError, match="a batch of 24 over 2 processes does not divide into minibatches of 16"):
-        task.check_batch(batch(12), 2)
+        task.check_batch(model, batch(12), 2, 1)
+    with pytest.raises(UsageError, match=r"a minibatch of 8 \(task.batch_sizes\) in 4 pieces tears apart the groups"):
+        task.check_batch(model, batch(8), 2, 2)
+    uneven = Progressive(batch_sizes=(6, 4), features="thumbnails")
+    with pytest.raises(UsageError, match="does not divide into minibatches of 4") as caught:
+        uneven.check_batch(model, batch(6), 1, 1)
+    assert caught.value.hint == "--batch-size 12"
+    alone = Progressive(batch_sizes=(1,), features="thumbnails")
+    with pytest.raises(UsageError, match="a process has 1 samples of a minibatch"):
+        alone.check_batch(model, batch(4), 1, 1)
+    with pytest.raises(UsageError, match=r"a process has 6 samples of a minibatch, in 4 parts \(accumulate\)"):
+        WGANGP(critic_steps=2).check_batch(model, batch(12), 1, 4)
 
 
 # -------------------------------------------------------------------- through the engine
@@ -362,6 +373,15 @@ def test_alarms(logs, kind, said):
     assert re.search(said, found[kind]) and "usually helps" in found[kind]
 
 
+def test_remedies_are_the_tasks_own():
+    runaway, unequal = {"critic/loss": 3e5}, {"critic/grad_norm": 5e4, "generator/grad_norm": 2.0}
+    said = {task: task.alarms(runaway)["runaway"] for task in (GAN(), WGAN(), WGANGP())}
+    assert ["--task.clip" in text for text in said.values()] == [False, True, False]
+    assert ["--task.penalty" in text for text in said.values()] == [False, False, True]
+    assert "--task.critic-steps" in WGANGP().alarms(unequal)["imbalance"]
+    assert "--task.critic-steps" not in Progressive().alarms(unequal)["imbalance"]
+
+
 def test_nothing_is_amiss():
     logs = {"critic/loss": 0.9, "critic/grad_norm": 3.0, "generator/grad_norm": 0.4, "generator/spread": 0.8}
     assert GAN().alarms(logs) == WGANGP().alarms(logs) == GAN().alarms({}) == {}
@@ -392,6 +412,11 @@ def test_a_collapse_is_named_in_the_log(tmp_path):
         ({"data.noise": 7}, "a latent takes 4 numbers in each player's turn, and data.noise gives 7", "--data.noise 8"),
         ({"model.side": 16}, "the model makes 1x16x16", "--model.side 8 --model.channels 1"),
         ({"model.channels": 3}, "the model makes 3x8x8", "--model.side 8 --model.channels 1"),
+        ({"data.side": 12}, "the data holds 1x12x12", "--data.side 16: a power of two, as models make"),
+        ({"task.features": "points"}, "the data are pictures of 1x8x8", "--task.features thumbnails"),
+        ({"model.critic_norm": "batch"}, "normalises over the batch", "--model.critic-norm layer"),
+        ({"data.validation": 5}, "the validation split has 5 samples, too few", "--data.validation 0"),
+        ({"compile": True}, "second derivative, which torch cannot compile", "--no-compile"),
     ],
 )
 def test_model_and_data_that_do_not_fit(changes, said, hint):
@@ -419,6 +444,9 @@ def test_more_stages_than_data():
     [
         (lambda: WGAN(clip=0), "task.clip is 0"),
         (lambda: WGANGP(penalty=0), "task.penalty is 0"),
+        (lambda: WGANGP(penalty=math.inf), "task.penalty is inf"),
+        (lambda: WGAN(clip=math.nan), "task.clip is nan"),
+        (lambda: Progressive(drift=math.nan), "task.drift nan"),
         (lambda: WGANGP(critic_steps=0), "task.critic_steps is 0"),
         (lambda: Progressive(batch_sizes=()), "must be positive"),
         (lambda: Progressive(critic_steps=2), "task.critic_steps 2"),
@@ -492,6 +520,30 @@ def test_latents_of_the_wrong_size(run):
         run.predict(np.zeros((2, 5)))
 
 
+def test_more_than_memory_holds_is_refused(run, monkeypatch):
+    monkeypatch.setattr("etude.tasks.adversarial.MOST_BYTES", 8 * 8 * 10)
+    assert len(run.predict(n=10).samples) == 10
+    with pytest.raises(UsageError, match=r"11 samples of 1x8x8 are more than") as caught:
+        run.predict(n=11)
+    assert caught.value.hint.startswith("--n 10 at most")
+
+
+def test_large_pictures_are_made_few_at_once_and_shown_small():
+    seen: list[int] = []
+
+    def generator(z: Tensor) -> Tensor:
+        seen.append(len(z))
+        return torch.zeros(len(z), 1, 4, 4)
+
+    model: Any = nn.Module()
+    model.generator, model.shape, model.latent = generator, (1, 256, 256), 2
+    model.register_parameter("weight", nn.Parameter(torch.zeros(1)))
+    GAN()._make(model, torch.zeros(10, 2))
+    assert seen == [4, 4, 2]
+    shown = _smaller(torch.full((2, 3, 512, 512), 7, dtype=torch.uint8), 128)
+    assert shown.shape == (2, 3, 128, 128) and shown.unique().tolist() == [7]
+
+
 def test_great_circle():
     a, b = torch.tensor([2.0, 0.0, 0.0]), torch.tensor([0.0, 2.0, 0.0])
     way = slerp(a, b, 3)
@@ -523,6 +575,7 @@ def test_the_command_line_makes_a_sheet_single_files_and_a_film(run, capsys, tmp
         (["--interpolate", "3"], "argument --interpolate: expected 2 arguments"),
         (["--interpolate", "3", "x"], "argument --interpolate: invalid int value: 'x'"),
         (["--interpolate", "3", "-8"], "interpolate (3, -8) takes two latents' numbers"),
+        (["--interpolate", "3", "9" * 20], f"interpolate (3, {'9' * 20}) takes two latents' numbers"),
         (["7", "--interpolate", "3", "8"], "interpolate says what is made; it takes no inputs beside it"),
         (["--n", "0"], "n is 0 and seed 0; they must be 1 to 100,000"),
         (["--interpolat", "3", "8"], "did you mean --interpolate?"),
@@ -550,8 +603,9 @@ def test_the_generator_is_exported_as_plain_weights(run, tmp_path, capsys):
         assert main(["export", str(run.path), *words]) == 2
         assert said in capsys.readouterr().err
     before = (run.path / "weights.safetensors").read_bytes()
-    with pytest.raises(UsageError, match="is the run's own file of weights"):
-        run.export(run.path / "weights.safetensors")
+    for taken in (run.path / "weights.safetensors", tmp_path / "generator.safetensors"):
+        with pytest.raises(UsageError, match="is there already or a run's own; nothing is overwritten"):
+            run.export(taken)
     assert (run.path / "weights.safetensors").read_bytes() == before
 
 

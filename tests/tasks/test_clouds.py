@@ -78,7 +78,6 @@ def test_manifold_of_the_same_and_of_far_clouds():
     assert manifold(real, other + 100) == {"precision": 0, "recall": 0, "density": 0}
     collapsed = manifold(real, real[:1].repeat(400, 1))
     assert collapsed["precision"] == 1 and collapsed["recall"] < 0.02
-    assert manifold(real[:5], other) == {"precision": 0, "recall": 0, "density": 0}
 
 
 def test_measures_do_not_depend_on_how_samples_were_spread():

@@ -19,6 +19,8 @@ from etude.data import order
 from etude.data.base import Batch, Data, Dataset
 from etude.errors import UsageError
 
+LATENTS = 1 << 32
+"""Latents of a seed, numbered from 0 on."""
 FIXED = 0x5EED
 """The seed of what is the same for all runs: the latents and patches of an evaluation."""
 
@@ -60,7 +62,7 @@ class Latents(Data):
             number = int(str(raw))
         except ValueError:
             number = -1
-        if not 0 <= number < 1 << 32:
+        if not 0 <= number < LATENTS:
             raise UsageError(
                 f"{raw!r} is neither a latent's number nor a file of latents", hint="etude predict RUN 7 latents.npy"
             )

@@ -298,8 +298,10 @@ class Run:
         path = Path(path) if path is not None else self.path / f"{part or 'model'}.safetensors"
         if path.suffix != ".safetensors":
             raise UsageError(f"{path} does not end in .safetensors, which weights are written as", hint="--out FILE")
-        if path.resolve() == (self.path / "weights.safetensors").resolve():
-            raise UsageError(f"{path} is the run's own file of weights", hint="--out another FILE")
+        if path.exists() or (path.name == "weights.safetensors" and (path.parent / "recipe.json").exists()):
+            raise UsageError(
+                f"{path} is there already or a run's own; nothing is overwritten", hint="--out another FILE"
+            )
         model = self.model("cpu")
         try:
             module = model.get_submodule(part)
@@ -342,6 +344,11 @@ class Published(Run):
     def env(self) -> dict[str, Any]:
         """Only what is known without a run: the precision."""
         return {"precision": resolve(self.recipe.precision, pick_device())}
+
+    @property
+    def finished(self) -> bool:
+        """There was no training to end."""
+        return True
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -86,12 +86,16 @@ class Trainer:
             raise UsageError(
                 f"{recipe.name} has several players, which cannot be sharded; replicas can", hint="--shard 1"
             )
+        if recipe.compile and recipe.task.second_order:
+            raise UsageError(
+                f"the loss of {recipe.name} has a second derivative, which torch cannot compile", hint="--no-compile"
+            )
         if recipe.patience is not None and "validation" not in self.dataset.sizes:
             raise UsageError("patience needs held-out samples to judge by", hint="--data.validation 5000")
         self.workers = self._workers(workers)
         self._build()
         # what is wrong with the batches shows now, not when a run directory exists
-        recipe.task.check_batch(self.make_batch(0), self.world.size)
+        recipe.task.check_batch(self.model, self.make_batch(0), self.world.size, recipe.parts_at(0))
         self.step = 0
         self.seconds = 0.0
         self.best: dict[str, Any] | None = None

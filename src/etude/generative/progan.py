@@ -94,8 +94,8 @@ def deviation_map(x: Tensor) -> Tensor:
     """One more map: the standard deviation over groups of samples, averaged over maps and places (section 3).
     (B, D, H, W) -> (B, D + 1, H, W)
 
-    Groups are GROUP neighbours in the batch, fewer where that does not divide it; so no group depends on how the others
-    are spread over processes.
+    Groups are GROUP neighbours in the batch, fewer where that does not divide it; so where a process's share is a
+    multiple of GROUP, no group depends on how the batch is spread.
     """
     count, _, height, width = x.shape
     group = math.gcd(GROUP, count)

@@ -14,6 +14,7 @@ sees each once; the generator then takes its turn with latents of its own. The m
 Shapes: B batch, N noise numbers of a sample, Z numbers of a latent.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from etude.data.base import Batch, Data, Dataset
-from etude.data.latents import Latents, LatentSet, drawn
+from etude.data.latents import LATENTS, Latents, LatentSet, drawn
 from etude.data.pictures import PictureSet, levels, scaled
 from etude.data.ring import RingSet
 from etude.errors import UsageError
@@ -39,9 +40,15 @@ STEPS = 10
 """On the way between two of them."""
 JUDGED = 8
 """Pictures whose nearest training pictures are shown."""
+LARGEST = 128
+"""Pixels a side of a picture in the report."""
 POINTS = 1000
 CHUNK = 64
-"""Samples made at once."""
+"""Samples of 64 x 64 pixels that are made at once; of larger ones fewer."""
+MOST_BYTES = 1 << 30
+"""Of the samples that one answer holds."""
+FEWEST = 6
+"""Samples whose fifth neighbour among the others can be found."""
 COLLAPSED, RUNAWAY, OUTWEIGHED, WON = 0.02, 1e4, 1e3, 1e-3
 
 
@@ -59,8 +66,14 @@ class Make(Ask):
     def __post_init__(self) -> None:
         if not 1 <= self.n <= 100_000 or not 0 <= self.seed < 1 << 63:
             raise UsageError(f"n is {self.n} and seed {self.seed}; they must be 1 to 100,000, and not negative")
-        if self.interpolate is not None and (self.n < 2 or min(self.interpolate) < 0):
-            raise UsageError(f"interpolate {self.interpolate} takes two latents' numbers, in 2 steps or more: --n 16")
+        if self.interpolate is not None and (
+            self.n < 2 or min(self.interpolate) < 0 or max(self.interpolate) >= LATENTS
+        ):
+            raise UsageError(
+                f"interpolate {self.interpolate} takes two latents' numbers, 0 to {LATENTS - 1}, and n, which is "
+                f"{self.n}, must be 2 or more",
+                hint="--interpolate 3 8 --n 16",
+            )
 
     @property
     def made(self) -> str:
@@ -137,6 +150,10 @@ class Adversarial(Task):
 
     measure: ClassVar[str] = "frechet"
     ask: ClassVar[type[Ask]] = Make
+    steadied: ClassVar[str] = ""
+    """What else than a lower rate keeps this critic from running away."""
+    balanced: ClassVar[str] = ", or other --task.critic-steps"
+    """What else than a lower rate keeps one player from outweighing the other."""
     exported: ClassVar[str] = "generator"
 
     def __post_init__(self) -> None:
@@ -151,7 +168,12 @@ class Adversarial(Task):
         if model.shape != dataset.shape:
             theirs, ours = ("x".join(map(str, shape)) for shape in (model.shape, dataset.shape))
             side, channels = dataset.shape[-1], dataset.shape[0]
-            hint = f"--model.side {side} --model.channels {channels}" if len(dataset.shape) == 3 else ""
+            if len(dataset.shape) != 3:
+                hint = ""
+            elif side & (side - 1):
+                hint = f"--data.side {1 << (side - 1).bit_length()}: a power of two, as models make"
+            else:
+                hint = f"--model.side {side} --model.channels {channels}"
             raise UsageError(f"the model makes {theirs} (channels x side x side), the data holds {ours}", hint=hint)
         if dataset.noise < 2 * model.latent:
             raise UsageError(
@@ -159,10 +181,32 @@ class Adversarial(Task):
                 f"{dataset.noise} in all",
                 hint=f"--data.noise {2 * model.latent}",
             )
+        are_points = len(dataset.shape) == 1
+        if (self.features == "points") != are_points or (self.features == "fashion" and dataset.shape[0] != 1):
+            raise UsageError(
+                f"task.features is {self.features!r}, and the data are {'points' if are_points else 'pictures'} of "
+                f'{"x".join(map(str, dataset.shape))}: "fashion" is for grey pictures of clothes',
+                hint=f"--task.features {'points' if are_points else 'thumbnails'}",
+            )
+        for split in ("test", "validation"):
+            if (count := dataset.sizes.get(split, FEWEST)) < FEWEST:
+                raise UsageError(
+                    f"the {split} split has {count} samples, too few to be compared with: {FEWEST} are the least",
+                    hint="more data" if split == "test" else "--data.validation 0",
+                )
 
-    def check_batch(self, batch: Batch, processes: int) -> None:
-        """Whether it divides into minibatches."""
-        minibatches(batch, self.critic_steps)
+    def check_batch(self, model: Any, batch: Batch, processes: int, parts: int) -> None:
+        """Whether it divides into minibatches, and these into parts of two samples or more."""
+        self._check_share(len(minibatches(batch, self.critic_steps)[0]["index"]), parts)
+
+    def _check_share(self, size: int, parts: int) -> None:
+        """Whether a process's share of a minibatch can be computed in parts, and its spread be measured."""
+        if size % parts or size // parts < 2:
+            over = f", in {parts} parts (accumulate)" if parts > 1 else ""
+            raise UsageError(
+                f"a process has {size} samples of a minibatch{over}; each takes two or more, all alike many",
+                hint="a larger --batch-size, or --accumulate 1",
+            )
 
     # ---------------------------------------------------------------- training
 
@@ -192,15 +236,14 @@ class Adversarial(Task):
         if abs(loss) > RUNAWAY:
             amiss["runaway"] = (
                 f"divergence: the critic's loss is {loss:.3g} and runs away. What usually helps: a lower "
-                "--optim.critic.lr, a stronger penalty (--task.penalty) or bound (--task.clip)"
+                f"--optim.critic.lr{self.steadied}"
             )
         norms = {player: logs.get(f"{player}/grad_norm", nan) for player in ("critic", "generator")}
         for player, other in (("critic", "generator"), ("generator", "critic")):
             if norms[player] > OUTWEIGHED * norms[other]:
                 amiss["imbalance"] = (
                     f"imbalance: the {player}'s gradient ({norms[player]:.3g}) is more than a thousand times the "
-                    f"{other}'s ({norms[other]:.3g}). What usually helps: a lower --optim.{player}.lr, or other "
-                    "--task.critic-steps"
+                    f"{other}'s ({norms[other]:.3g}). What usually helps: a lower --optim.{player}.lr{self.balanced}"
                 )
         return amiss
 
@@ -230,8 +273,7 @@ class Adversarial(Task):
             first = [i for i in index.tolist() if i < most]
             kept.add(first, _viewed(made[: len(first)]))
             if 0 in first and len(index) > 1 and len(model.shape) == 3:
-                between = slerp(latents[0].cpu(), latents[1].cpu(), STEPS).to(latents.device)
-                way.add(range(STEPS), _viewed(self.full(model, model.generator(between))))
+                way.add(range(STEPS), self._make(model, slerp(latents[0].cpu(), latents[1].cpu(), STEPS)))
         return measured | {"kept": kept, "way": way}
 
     def evaluate_on(self, dataset: Dataset, model: Any, batches: Iterable[Batch]) -> dict[str, Metric]:
@@ -255,10 +297,12 @@ class Adversarial(Task):
             return [{"kind": "images", "title": "Made points", "items": [item], "history": True}]
         assert isinstance(dataset, PictureSet)
         scale = max(1, 64 // samples.shape[-1])
-        item = {"png": png(sheet(samples, columns=8, scale=scale)), "caption": "always of the same latents"}
+        shown = _smaller(samples, LARGEST)
+        item = {"png": png(sheet(shown, columns=8, scale=scale)), "caption": "always of the same latents"}
         blocks: list[Block] = [{"kind": "images", "title": "Made pictures", "items": [item], "history": True}]
         if way.samples:
-            item = {"png": png(sheet(way.stacked(), columns=STEPS, scale=scale)), "caption": "along the great circle"}
+            strip = sheet(_smaller(way.stacked(), LARGEST), columns=STEPS, scale=scale)
+            item = {"png": png(strip), "caption": "along the great circle"}
             blocks.append({"kind": "images", "title": "From one latent to another", "items": [item]})
         if dataset.in_memory:
             blocks.append(_neighbours(samples[:JUDGED], dataset, split))
@@ -275,11 +319,20 @@ class Adversarial(Task):
         if inputs and film:
             raise UsageError("interpolate says what is made; it takes no inputs beside it", hint="--interpolate 3 8")
         chosen = [self._given(model, raw, data, asked) for raw in inputs] or [self._chosen(model, asked)]
-        device, results = next(model.parameters()).device, []
-        for latents, about in chosen:
-            made = [self.full(model, model.generator(z.to(device))).float().cpu() for z in latents.split(CHUNK)]
-            results.append(Made(_viewed(torch.cat(made)), latents, about, film))
-        return results
+        count, most = sum(len(latents) for latents, _ in chosen), MOST_BYTES // math.prod(model.shape)
+        if count > most:
+            shape = "x".join(map(str, model.shape))
+            raise UsageError(
+                f"{count:,} samples of {shape} are more than {MOST_BYTES >> 20:,} MiB",
+                hint=f"--n {most} at most; other ones of another --seed",
+            )
+        return [Made(self._make(model, latents), latents, about, film) for latents, about in chosen]
+
+    def _make(self, model: Any, latents: Tensor) -> Tensor:
+        """(N, Z) -> (N, ...) uint8 pictures or points on the CPU, so many at once that memory does not grow with N."""
+        device, side = next(model.parameters()).device, model.shape[-1] if len(model.shape) == 3 else 1
+        parts = latents.split(max(1, CHUNK * 64**2 // max(side, 64) ** 2))
+        return torch.cat([_viewed(self.full(model, model.generator(part.to(device)))) for part in parts])
 
     def _chosen(self, model: Any, asked: Make) -> tuple[Tensor, str]:
         """(n, Z) and what they are."""
@@ -378,10 +431,11 @@ class WGAN(Wasserstein):
 
     clip: float = 0.01
     """The critic's weights stay in [-clip, clip]."""
+    steadied: ClassVar[str] = ", a tighter bound (--task.clip)"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.clip > 0:
+        if not 0 < self.clip < math.inf:
             raise UsageError(f"task.clip is {self.clip}; it must be positive", hint="--task.clip 0.01")
 
     def step(self, model: Any, batch: Batch, update: Update) -> Logs:
@@ -406,11 +460,22 @@ class WGANGP(Wasserstein):
 
     penalty: float = 10.0
     """lambda."""
+    second_order: ClassVar[bool] = True
+    steadied: ClassVar[str] = ", a stronger penalty (--task.penalty)"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.penalty > 0:
+        if not 0 < self.penalty < math.inf:
             raise UsageError(f"task.penalty is {self.penalty}; it must be positive", hint="--task.penalty 10")
+
+    def check(self, model: Any, dataset: Dataset) -> None:
+        """Also whether the critic's slope is one sample's."""
+        super().check(model, dataset)
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.critic.modules()):
+            raise UsageError(
+                "the critic normalises over the batch, and its penalty is of one sample's slope",
+                hint="--model.critic-norm layer",
+            )
 
     def step(self, model: nn.Module, batch: Batch, update: Update) -> Logs:
         """n_critic steps of the critic, then one of the generator."""
@@ -459,29 +524,37 @@ def _neighbours(samples: Tensor, dataset: PictureSet, split: str) -> Block:
     real = dataset.pictures(split, range(min(JUDGED, dataset.sizes[split])))
     asked = torch.cat([_thumbs(samples), _thumbs(real)])
     found: list[tuple[Tensor, Tensor]] = []
-    for start in range(0, dataset.sizes["train"], 5000):
-        rows = range(start, min(start + 5000, dataset.sizes["train"]))
+    at_once = max(1, (1 << 22) // math.prod(dataset.shape))
+    for start in range(0, dataset.sizes["train"], at_once):
+        rows = range(start, min(start + at_once, dataset.sizes["train"]))
         distance = torch.cdist(asked, _thumbs(dataset.pictures("train", rows)))
         near = distance.topk(min(3, len(rows)), largest=False)
         found.append((near.values, near.indices + start))
-    distances, rows = (torch.cat([part[i] for part in found], 1) for i in (0, 1))
+    distances, places = (torch.cat([part[i] for part in found], 1) for i in (0, 1))
     nearest = distances.topk(min(3, distances.shape[1]), largest=False)
     usual = float(nearest.values[len(samples) :, 0].median()) / asked.shape[1] ** 0.5
     items = []
-    for sample, their, places, values in zip(samples, rows, nearest.indices, nearest.values[:, 0]):
-        alike = dataset.pictures("train", their[places].tolist())
-        strip = sheet(torch.cat([sample[None], alike]), columns=1 + len(alike))
+    for sample, their, chosen, values in zip(samples, places, nearest.indices, nearest.values[:, 0]):
+        alike = dataset.pictures("train", their[chosen].tolist())
+        strip = sheet(_smaller(torch.cat([sample[None], alike]), LARGEST), columns=1 + len(alike))
         items.append({"png": png(strip), "caption": f"{float(values) / asked.shape[1] ** 0.5:.3f}"})
     note = (
         "Left of each row a made picture, then the training pictures that differ least from it, with the root mean "
         f"square difference of the first. Of held out real pictures that is {usual:.3f}: a generator that learned by "
         "heart lies far below it."
     )
+    if dataset.data.source == "photos":
+        note += " Patches are cut at places of their own here: one that training saw a few pixels aside is not found."
     return {"kind": "images", "title": "Nearest training pictures", "note": note, "items": items}
 
 
 def _thumbs(images: Tensor) -> Tensor:
     """uint8 (B, C, S, S) -> (B, C T T) in -1..1, at most 32 pixels a side."""
-    side = images.shape[-1]
-    x = scaled(images)
-    return (F.adaptive_avg_pool2d(x, 32) if side > 32 else x).flatten(1)
+    return scaled(_smaller(images, 32)).flatten(1)
+
+
+def _smaller(images: Tensor, side: int) -> Tensor:
+    """uint8 (B, C, S, S) of at most this many pixels a side, averages where they have more."""
+    if images.shape[-1] <= side:
+        return images
+    return F.adaptive_avg_pool2d(images.float(), side).round().to(torch.uint8)

@@ -89,6 +89,8 @@ class Task:
     """Whether each input is answered by itself, as large answers are; else all share a pass or a batch."""
     exported: ClassVar[str] = ""
     """The child module that is of use once training is over, "generator" where a critic taught it; "": all of it."""
+    second_order: ClassVar[bool] = False
+    """Whether a loss holds derivatives of the model, which no compiled model has."""
     streams: ClassVar[bool] = False
     """Whether answers are texts that can be read while they are made: `stream` is defined."""
 
@@ -99,9 +101,9 @@ class Task:
     def check(self, model: nn.Module, dataset: Dataset) -> None:
         """Raise UsageError where model and data do not fit each other; called once, before training."""
 
-    def check_batch(self, batch: Batch, processes: int) -> None:
-        """Raise UsageError where a step cannot be taken on this process's share of a batch; called once, before
-        training."""
+    def check_batch(self, model: nn.Module, batch: Batch, processes: int, parts: int) -> None:
+        """Raise UsageError where a step cannot be taken on this process's share of a batch, each update in so many
+        parts; called once, before training."""
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, LossLogs]:
         """The scalar to descend, a mean over the samples of `batch`, and scalars to log."""

@@ -112,10 +112,7 @@ def _radii(cloud: Tensor, ks: tuple[int, ...]) -> list[Tensor]:
 
 
 def manifold(real: Tensor, made: Tensor) -> dict[str, float]:
-    """Precision, recall and density of made samples (M, D) against real ones (N, D). Zeros where either has too few to
-    have a fifth neighbour."""
-    if min(len(real), len(made)) <= 5:
-        return {"precision": 0.0, "recall": 0.0, "density": 0.0}
+    """Precision, recall and density of made samples (M, D) against real ones (N, D), six or more of each."""
     centre = real.double().mean(0)
     real, made = real.double() - centre, made.double() - centre  # what cancels in distances is small then
     radius3, radius5 = _radii(real, (3, 5))
@@ -146,7 +143,7 @@ class Clouds:
         """All measures; computed once."""
         if len(self.parts) not in self._measured:
             real, made = (torch.cat([self.parts[at][i] for at in sorted(self.parts)]) for i in (0, 1))
-            distance = frechet(moments(real), moments(made)) if len(real) > 1 else 0.0
+            distance = frechet(moments(real), moments(made))
             self._measured = {len(self.parts): {"frechet": distance} | manifold(real, made)}
         return self._measured[len(self.parts)]
 

@@ -10,9 +10,12 @@ generator; `batch_size` must be a multiple of all sizes. One that would begin a 
 size of the step.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from math import inf, lcm
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from etude.data.base import Batch, Dataset
@@ -20,12 +23,14 @@ from etude.data.latents import LatentSet
 from etude.errors import UsageError
 from etude.tasks.adversarial import WGANGP, exact, gradient_penalty, judged, minibatches
 from etude.tasks.base import Logs, LossLogs, Update
+from etude.tasks.metrics import Mean, Metric
 
 
 @dataclass(frozen=True)
 class Progressive(WGANGP):
     """Progressive growing."""
 
+    balanced: ClassVar[str] = ""
     critic_steps: int = 1
     drift: float = 0.001
     """Of the mean of f(x)^2 over real samples."""
@@ -34,7 +39,7 @@ class Progressive(WGANGP):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.batch_sizes or min(self.batch_sizes) < 1 or self.drift < 0 or self.critic_steps != 1:
+        if not self.batch_sizes or min(self.batch_sizes) < 1 or not 0 <= self.drift < inf or self.critic_steps != 1:
             raise UsageError(
                 f"task.batch_sizes {self.batch_sizes} must be positive, task.drift {self.drift} not negative, and "
                 f"task.critic_steps {self.critic_steps} 1"
@@ -56,15 +61,23 @@ class Progressive(WGANGP):
         """Samples of a minibatch at a level."""
         return self.batch_sizes[min(level, len(self.batch_sizes) - 1)]
 
-    def check_batch(self, batch: Batch, processes: int) -> None:
-        """Whether it divides into minibatches at every resolution."""
-        whole = len(batch["index"]) * processes
+    def check_batch(self, model: Any, batch: Batch, processes: int, parts: int) -> None:
+        """Whether it divides into minibatches at every resolution, and these into the same groups of samples (of which
+        the critic takes deviations) however they are spread."""
+        whole, pieces = len(batch["index"]) * processes, processes * parts
         for size in self.batch_sizes:
             if whole % size or size % processes:
                 over = f" over {processes} processes" if processes > 1 else ""
                 raise UsageError(
                     f"a batch of {whole}{over} does not divide into minibatches of {size} (task.batch_sizes)",
-                    hint=f"--batch-size {max(self.batch_sizes)}",
+                    hint=f"--batch-size {lcm(*self.batch_sizes)}",
+                )
+            self._check_share(size // processes, parts)
+            if pieces > 1 and not model.critic.joins(size // pieces):
+                raise UsageError(
+                    f"a minibatch of {size} (task.batch_sizes) in {pieces} pieces tears apart the groups of samples of "
+                    "which the critic takes deviations",
+                    hint="larger --task.batch-sizes, --accumulate 1, or fewer processes",
                 )
 
     def step(self, model: Any, batch: Batch, update: Update) -> Logs:
@@ -88,6 +101,12 @@ class Progressive(WGANGP):
     def full(self, model: Any, samples: Tensor) -> Tensor:
         """Samples at the last resolution's size."""
         return model.full(samples)
+
+    def evaluate(self, model: Any, batches: Iterable[Batch]) -> dict[str, Metric]:
+        """Also the resolution that was reached, whose pictures these are."""
+        side = Mean()
+        side.add(torch.tensor([4.0 * 2**model.level]))
+        return super().evaluate(model, batches) | {"side": side}
 
     def critic_loss(self, model: Any, batch: Batch) -> tuple[Tensor, LossLogs]:
         """WGAN-GP's, and drift E f(x)^2."""

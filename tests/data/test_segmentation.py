@@ -365,6 +365,8 @@ def test_folders_that_do_not_fit(tmp_path, make, message, kind):
         ({"window": (3.0, 3.0)}, "data.window"),
         ({"values": (0, 1), "classes": ("a",)}, "data.values has 2 entries, data.classes 1"),
         ({"values": (1, 1)}, "must differ"),
+        ({"classes": ("background", "Liver", "liver")}, "has 'Liver' and 'liver', but names must differ in more than"),
+        ({"classes": ("a", "left lung", "Left  lung"), "values": (0, 1, 2)}, "'left lung' and 'Left  lung'"),
         ({"values": (0, 70000)}, "between 0 and 65,535"),
     ],
 )

@@ -99,6 +99,13 @@ class Segmentation(Data):
             raise UsageError(f"data.values has {len(self.values)} entries, data.classes {len(self.classes)}")
         if named and (len(set(named)) < len(named) or not 2 <= len(named) < masks.IGNORED):
             raise UsageError(f"classes {named} must differ, and be 2 to {masks.IGNORED - 1}")
+        words = [masks.word(name) for name in self.classes]
+        if twice := next((i for i, word in enumerate(words) if word in words[:i]), 0):
+            raise UsageError(
+                f"data.classes has {self.classes[words.index(words[twice])]!r} and {self.classes[twice]!r}, but names "
+                "must differ in more than case and spaces, or their measures would have one name",
+                hint="rename one of them",
+            )
         if self.values and not all(0 <= value <= 65535 for value in self.values):
             raise UsageError(f"data.values {self.values} must lie between 0 and 65,535")
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from etude.data import nifti
 from etude.data.base import Batch, Data, Dataset
-from etude.data.masks import IGNORED
+from etude.data.masks import IGNORED, word
 from etude.data.segmentation import Segmentation, SegmentationDataset, to_picture
 from etude.errors import UsageError
 from etude.nn.tiles import tiled
@@ -158,9 +158,9 @@ class Segment(Task):
         overlaps = {"dice": Overlap(tuple(labels)), "iou": Overlap(tuple(labels), union=True)}
         for label in labels:
             overlaps |= {
-                f"{kind}_{_word(classes[label])}": Overlap((label,), union=kind == "iou") for kind in ("dice", "iou")
+                f"{kind}_{word(classes[label])}": Overlap((label,), union=kind == "iou") for kind in ("dice", "iou")
             }
-        far = {"hd95": Distances()} | {f"hd95_{_word(classes[label])}": Distances() for label in labels}
+        far = {"hd95": Distances()} | {f"hd95_{word(classes[label])}": Distances() for label in labels}
         for batch in batches:
             truth = batch["mask"]
             logits = self.through(lambda x: model(x).float(), batch["image"], halvings=_halvings(model))
@@ -178,7 +178,7 @@ class Segment(Task):
                     apart = hausdorff95(drawn == label, true == label, spacing)
                     if apart is not None:
                         far["hd95"].found.append(apart)
-                        far[f"hd95_{_word(classes[label])}"].found.append(apart)
+                        far[f"hd95_{word(classes[label])}"].found.append(apart)
                 own = Overlap(tuple(labels))
                 own.add(found)
                 score = own.value()
@@ -192,7 +192,7 @@ class Segment(Task):
         assert isinstance(dataset, SegmentationDataset)
         classes = dataset.facts["classes"]
         rows = []
-        for name, key in [("mean", ""), *((name, f"_{_word(name)}") for name in classes[1:])]:
+        for name, key in [("mean", ""), *((name, f"_{word(name)}") for name in classes[1:])]:
             values = [measured[f"{kind}{key}"].value() for kind in ("dice", "iou", "hd95")]
             rows.append([name, *("" if value is None else f"{value:.4g}" for value in values)])
         blocks: list[Block] = [
@@ -273,11 +273,6 @@ class Segment(Task):
 def _halvings(model: nn.Module) -> int:
     """How often a network like `UNet` halves a picture."""
     return getattr(getattr(model, "config", None), "depth", 0)
-
-
-def _word(name: str) -> str:
-    """A class's name as part of a measure's."""
-    return "_".join(name.lower().split())
 
 
 def pixel_loss(

@@ -212,12 +212,27 @@ def small(data: Segmentation, **changes: Any):
 
 def test_models_and_data_that_do_not_fit(pairs):
     for changes, message in (
-        ({"model.in_channels": 3}, "does not take pictures of 1 channels"),
         ({"model.num_classes": 4}, "4 outputs, the data 2 classes"),
         ({"task.class_weights": (1.0, 1.0, 1.0)}, "3 entries for 2 classes"),
     ):
         with pytest.raises(UsageError, match=message):
             train(small(pairs).with_(**changes), run=Path(pairs.path) / "run", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("channels", "taken", "hint"),
+    [
+        (1, 3, "--data.channels 3 or --model.in-channels 1"),
+        (3, 1, "--data.channels 1 or --model.in-channels 3"),
+        (3, 2, "--model.in-channels 3"),
+    ],
+)
+def test_channels_that_do_not_fit_are_told_with_the_remedy(pairs, channels, taken, hint):
+    recipe = small(replace(pairs, channels=channels)).with_(**{"model.in_channels": taken})
+    with pytest.raises(UsageError) as caught:
+        train(recipe, run=Path(pairs.path) / "run", quiet=True)
+    assert str(caught.value) == f"the model takes pictures of {taken} channels, and the data's have {channels}"
+    assert caught.value.hint == hint and not (Path(pairs.path) / "run").exists()
 
 
 def test_a_folder_job_goes_on_with_the_rest(tmp_path, pairs):

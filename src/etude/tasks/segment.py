@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from etude.data import nifti
+from etude.data import decode, nifti
 from etude.data.base import Batch, Data, Dataset
 from etude.data.masks import IGNORED, word
 from etude.data.segmentation import Segmentation, SegmentationDataset, to_picture
@@ -95,6 +95,13 @@ class Segment(Task):
         """Whether the model takes the pictures, and has an output for each class."""
         batch = {n: v[..., :32, :32] if n in ("image", "mask") else v for n, v in dataset.fetch("test", [0]).items()}
         image = dataset.finish(batch)["image"]
+        given, taken = image.shape[1], getattr(getattr(model, "config", None), "in_channels", None)
+        if taken not in (given, None):
+            other = f"--data.channels {taken} or " if taken in decode.MODES else ""
+            raise UsageError(
+                f"the model takes pictures of {taken} channels, and the data's have {given}",
+                hint=f"{other}--model.in-channels {given}",
+            )
         try:
             outputs = model.eval()(image).shape[1]
         except RuntimeError as error:

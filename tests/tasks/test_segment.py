@@ -159,6 +159,11 @@ def test_masks_are_saved_as_they_were_given(tmp_path, pairs):
     wide = replace(answer, values=(0, 1000))
     wide.save(tmp_path / "b.png")
     assert decode.open_values(tmp_path / "b.png").max() == 1000
+    answer.save(tmp_path / "C.PNG")
+    for name in ("c.jpg", "c.nii.gz", "c"):  # JPEG does not keep the values
+        with pytest.raises(UsageError, match=rf"{name}: .* as PNG, and the name must end in \.png"):
+            answer.save(tmp_path / name)
+        assert not (tmp_path / name).exists()
 
 
 def test_volumes_are_answered_on_their_own_grid(tmp_path, pairs):
@@ -174,6 +179,9 @@ def test_volumes_are_answered_on_their_own_grid(tmp_path, pairs):
     share = (np.asarray(saved.dataobj) == 255).mean()
     assert answer.json()["millilitres"]["object"] == pytest.approx(share * 12 * 14 * 20 * 6 / 1000)
     assert "ml" in answer.row()[0] and (tmp_path / "o-overlay.png").is_file()
+    with pytest.raises(UsageError, match=r"as NIfTI, and the name must end in \.nii or \.nii\.gz") as caught:
+        answer.save(tmp_path / "o.png")
+    assert caught.value.hint == str(tmp_path / "o.nii.gz") and not (tmp_path / "o.png").exists()
 
 
 def test_overlays():

@@ -320,6 +320,17 @@ def dice_loss(logits: Tensor, mask: Tensor, *, smooth: float = 1.0) -> Tensor:
     return 1 - ((2 * both + smooth) / (sizes + smooth)).mean()
 
 
+def _ending(path: str | Path, *endings: str) -> Path:
+    """A path that ends in one of these, or UsageError."""
+    if not str(path).lower().endswith(endings):
+        kind = "a picture's mask is saved as PNG" if endings == (".png",) else "a volume's mask is saved as NIfTI"
+        raise UsageError(
+            f"{path}: {kind}, and the name must end in {' or '.join(endings)}",
+            hint=str(Path(path).with_suffix(endings[-1])),
+        )
+    return Path(path)
+
+
 @dataclass(frozen=True, eq=False)
 class Mask:
     """The classes of a picture's pixels."""
@@ -356,8 +367,9 @@ class Mask:
         return overlay.legend(overlay.overlay(picture, mask), self.classes)
 
     def save(self, path: str | Path) -> None:
-        """The mask with the values of the training masks, as PNG, and beside it NAME-overlay.png."""
-        path = Path(path)
+        """The mask with the values of the training masks, as PNG, and beside it NAME-overlay.png. UsageError where the
+        name ends otherwise."""
+        path = _ending(path, ".png")
         kind = np.uint8 if max(self.values) < 256 else np.uint16
         Image.fromarray(np.array(self.values, dtype=kind)[self.mask]).save(path, "PNG")
         self.plot().save(path.with_name(f"{path.stem}-overlay.png"))
@@ -395,7 +407,8 @@ class VolumeMask(Mask):
         return overlay.legend(overlay.beside(drawn, columns=4), self.classes)
 
     def save(self, path: str | Path) -> None:
-        """The mask as NIfTI on the volume's own grid, with the values of the training masks, and NAME-overlay.png."""
-        path = Path(path)
+        """The mask as NIfTI on the volume's own grid, with the values of the training masks, and NAME-overlay.png.
+        UsageError where the name ends otherwise."""
+        path = _ending(path, *nifti.ENDINGS)
         self.volume.write(np.array(self.values, dtype=np.uint16)[self.mask], path)
         self.plot().save(path.with_name(f"{nifti.stem(path)}-overlay.png"))

@@ -27,7 +27,7 @@ def word(name: str) -> str:
 
 def read(path: Path, shape: tuple[int, int]) -> NDArray[np.uint16]:
     """A mask as it is stored, whole numbers from 0 to 65,535, of a picture of this shape. UsageError names the file."""
-    with decode.header(path) as image:
+    with decode.header(path, floats=True) as image:
         if image.format in LOSSY or image.info.get("compression") == "jpeg":
             raise UsageError(
                 f"{path}: a mask as {image.format}, which does not keep its values", hint="save masks as PNG or TIFF"

@@ -481,7 +481,11 @@ def predict(arguments: list[str]) -> int:
     arguments, started = _recipe_words(arguments)
     options = parser.parse_intermixed_args(arguments)
     import etude
+    from etude.engine.precision import pick_device, resolve
 
+    place = pick_device(options.device)  # what is wrong with every input alike is said once
+    if options.precision:
+        resolve(options.precision, place)
     run = etude.open(options.run, **started)
     asked = {name: getattr(options, name) for name in choices if getattr(options, name) is not None}
     made = run.asked(asked).made

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from etude.cli import main
 from etude.data import decode
 from etude.data.masks import IGNORED
 from etude.data.segmentation import Segmentation
@@ -212,6 +213,14 @@ def test_settings_that_do_not_fit(settings, message):
         Segment(**settings)
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"), [({"tile": 2}, "^tile is 2; it must be"), ({"context": -1}, "^context is -1; it must not")]
+)
+def test_tiles_that_cannot_be_asked_for(asked, message):
+    with pytest.raises(UsageError, match=message):
+        Tiles(**asked)
+
+
 def small(data: Segmentation, **changes: Any):
     recipe = replace(find_recipe("unet.folder"), data=data)
     tiny = {"model.width": 4, "model.depth": 2, "model.in_channels": data.channels, "steps": 2, "batch_size": 2}
@@ -243,7 +252,7 @@ def test_channels_that_do_not_fit_are_told_with_the_remedy(pairs, channels, take
     assert caught.value.hint == hint and not (Path(pairs.path) / "run").exists()
 
 
-def test_a_folder_job_goes_on_with_the_rest(tmp_path, pairs):
+def test_a_folder_job_goes_on_with_the_rest(tmp_path, pairs, capsys):
     """Train on a folder by one command, then ask about a folder in which some files are bad."""
     run = train(small(pairs), run=tmp_path / "run", quiet=True)
     assert run.recipe.model.num_classes == 2 and math.isfinite(run.result["eval"]["loss"])
@@ -265,3 +274,6 @@ def test_a_folder_job_goes_on_with_the_rest(tmp_path, pairs):
     assert {"cmyk.png", "cmyk-overlay.png", "one.png"} <= set(saved)
     assert any(name.startswith("scan") and name.endswith(".nii.gz") for name in saved)
     assert decode.open_values(tmp_path / "out/one.png").shape == (1, 1)
+    capsys.readouterr()
+    assert main(["predict", str(run.path), str(asked), "--tile", "2"]) == 2  # said once, not for each input
+    assert capsys.readouterr().err == "etude: tile is 2; it must be 16 or more (try: --tile 512)\n"

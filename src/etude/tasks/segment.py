@@ -53,6 +53,17 @@ class Tiles(Ask):
     context: int | None = None
     """Pixels that a tile sees around itself."""
 
+    def __post_init__(self) -> None:
+        _check_tiles(self.tile, self.context, "")
+
+
+def _check_tiles(tile: int | None, context: int | None, prefix: str) -> None:
+    """UsageError for sides that no tile has; `prefix` is what the flags' names begin with."""
+    if tile is not None and tile < 16:
+        raise UsageError(f"{prefix}tile is {tile}; it must be 16 or more", hint=f"--{prefix}tile 512")
+    if context is not None and context < 0:
+        raise UsageError(f"{prefix}context is {context}; it must not be negative", hint=f"--{prefix}context 112")
+
 
 @dataclass(frozen=True)
 class Segment(Task):
@@ -79,10 +90,7 @@ class Segment(Task):
             raise UsageError(f"task.loss_by is {self.loss_by!r}; it must be one of {', '.join(LOSSES)}")
         if self.gamma < 0 or any(weight < 0 for weight in self.class_weights):
             raise UsageError(f"task.gamma {self.gamma} and task.class_weights {self.class_weights} are not negative")
-        if self.tile < 16:
-            raise UsageError(f"task.tile is {self.tile}; it must be 16 or more", hint="--task.tile 512")
-        if self.context is not None and self.context < 0:
-            raise UsageError(f"task.context is {self.context}; it must not be negative")
+        _check_tiles(self.tile, self.context, "task.")
 
     def configure(self, model: Any, dataset: Dataset) -> Any:
         """As many classes as the data has, where the model leaves them open."""

@@ -392,6 +392,14 @@ def test_answers_are_written_where_no_input_lies(capsys, own, tmp_path):
     assert [path.stem for path in sorted((tmp_path / "named").iterdir())] == ["a", "b"]
 
 
+@pytest.mark.parametrize("flag", ["--device", "--precision"])
+def test_what_is_wrong_for_every_input_is_said_once(capsys, own, tmp_path, flag):
+    for name in ("a", "b"):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / f"{name}.png")
+    _, err = says(capsys, ["predict", own, tmp_path / "a.png", tmp_path / "b.png", flag, "abacus"], 2)
+    assert f"unknown {flag.removeprefix('--')} 'abacus'" in err
+
+
 def test_all_inputs_are_predicted_at_once_and_one_by_one_where_one_is_bad(capsys, own, tmp_path, monkeypatch):
     from etude.engine.run import Run
 

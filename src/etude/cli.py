@@ -481,7 +481,11 @@ def predict(arguments: list[str]) -> int:
     arguments, started = _recipe_words(arguments)
     options = parser.parse_intermixed_args(arguments)
     import etude
+    from etude.engine.precision import pick_device, resolve
 
+    place = pick_device(options.device)  # what is wrong with every input alike is said once
+    if options.precision:
+        resolve(options.precision, place)
     run = etude.open(options.run, **started)
     if not run.finished:
         print(f"{run.path} is not finished: its weights so far answer", file=sys.stderr)

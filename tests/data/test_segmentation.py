@@ -320,6 +320,36 @@ def test_levels():
     assert found.max() == 255 and found.min() == 0 and len(found.unique()) > 95
 
 
+def test_pictures_of_floats_are_scaled_as_volumes_are(tmp_path):
+    data = folder(tmp_path)
+    floats = np.random.default_rng(0).normal(1e-3, 1e-4, (20, 24)).astype(np.float32)
+    for i in range(3):  # of any scale, their masks as floats too
+        (tmp_path / f"images/p{i}.png").unlink()
+        Image.fromarray(floats * 10**i).save(tmp_path / f"images/p{i}.tif")
+    mask = np.asarray(decode.open_values(tmp_path / "masks/p1.png"))
+    (tmp_path / "masks/p1.png").unlink()
+    Image.fromarray(mask.astype(np.float32)).save(tmp_path / "masks/p1.tif")
+    (tmp_path / "masks/p2.png").unlink()
+    Image.fromarray(mask + np.float32(0.5)).save(tmp_path / "masks/p2.tif")
+    path = tmp_path / "images/p0.tif"
+    low, high = np.percentile(floats, (0.5, 99.5))
+    expected = np.rint((floats - low) / (high - low) * 255).clip(0, 255)
+    for raw in (path, str(path), path.read_bytes()):
+        assert np.abs(data.prepare(raw)[0].numpy() - expected).max() <= 1  # of levels, where float32 rounds otherwise
+    assert np.unique(expected).size > 150
+    dataset = data.open()
+    (said,) = dataset.left_out
+    assert "p2.tif: a mask's values must be whole numbers" in said and sum(dataset.sizes.values()) == 5
+    assert replace(data, window=(1e9, 2e9)).prepare(path).max() == 0
+    for bad in (np.nan, np.inf):
+        broken = floats.copy()
+        broken[3, 4] = bad
+        Image.fromarray(broken).save(path)
+        with pytest.raises(UsageError, match=r"p0\.tif: 1 of 480 pixels are NaN or infinite"):
+            data.prepare(path)
+    assert "p0.tif: 1 of 480" in data.open().left_out[0]
+
+
 def test_inputs_are_pictures_and_volumes(tmp_path):
     folder(tmp_path, 2)
     write_volume(tmp_path, "v")
@@ -365,6 +395,8 @@ def test_folders_that_do_not_fit(tmp_path, make, message, kind):
         ({"window": (3.0, 3.0)}, "data.window"),
         ({"values": (0, 1), "classes": ("a",)}, "data.values has 2 entries, data.classes 1"),
         ({"values": (1, 1)}, "must differ"),
+        ({"classes": ("background", "Liver", "liver")}, "has 'Liver' and 'liver', but names must differ in more than"),
+        ({"classes": ("a", "left lung", "Left  lung"), "values": (0, 1, 2)}, "'left lung' and 'Left  lung'"),
         ({"values": (0, 70000)}, "between 0 and 65,535"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,17 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 from toys import TYPES, BlobSet, everything
 
 import etude
 from etude.cli import main
+from etude.data.base import Dataset
 from etude.engine import fit
 from etude.engine.recipe import Recipe, Start
 from etude.engine.run import Run
 from etude.errors import MissingError, RefusedError, UsageError
+from etude.tasks.classify import Classify
 
 
 def begun(**changes) -> Recipe:
@@ -62,6 +66,32 @@ def test_a_run_goes_on_when_the_file_it_began_with_is_gone(given, tmp_path):
     shutil.rmtree(given.path)
     (run.path / "result.json").unlink()
     assert fit.resume(run.path, quiet=True, types=TYPES).finished
+
+
+@dataclass(frozen=True)
+class Fitting(Classify):
+    """A task whose check fits what it is given to the data, as detection does anchors."""
+
+    def check(self, model: nn.Module, dataset: Dataset) -> None:
+        super().check(model, dataset)
+        with torch.no_grad():
+            model.get_parameter("5.bias").fill_(0.25)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_begins_as_it_did(given, tmp_path):
+    """With the given weights, checked against the data, in the averages too: bit for bit the same again."""
+    recipe = everything(steps=6, save_every=2).with_(task=Fitting(), **{"start.weights": str(given.path)})
+    run = fit.train(recipe, run=tmp_path / "run", quiet=True, types=(*TYPES, Fitting))
+    before = (run.path / "weights.safetensors").read_bytes()
+    (run.path / "result.json").unlink()
+    (run.path / "weights.safetensors").unlink()
+    damaged = list((run.path / "checkpoints").glob("step-*/*.safetensors"))
+    for path in damaged:
+        path.write_bytes(b"damaged")
+    again = fit.resume(run.path, quiet=True, types=(*TYPES, Fitting))
+    assert damaged and (run.path / "weights.safetensors").read_bytes() == before and again.finished
+    said = (run.path / "log.txt").read_text()
+    assert "no checkpoint to resume from" in said and said.count("begins with all weights from") == 2
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from etude.cli import main
 from etude.data import decode
 from etude.data.masks import IGNORED
 from etude.data.segmentation import Segmentation
@@ -159,6 +160,11 @@ def test_masks_are_saved_as_they_were_given(tmp_path, pairs):
     wide = replace(answer, values=(0, 1000))
     wide.save(tmp_path / "b.png")
     assert decode.open_values(tmp_path / "b.png").max() == 1000
+    answer.save(tmp_path / "C.PNG")
+    for name in ("c.jpg", "c.nii.gz", "c"):  # JPEG does not keep the values
+        with pytest.raises(UsageError, match=rf"{name}: .* as PNG, and the name must end in \.png"):
+            answer.save(tmp_path / name)
+        assert not (tmp_path / name).exists()
 
 
 def test_volumes_are_answered_on_their_own_grid(tmp_path, pairs):
@@ -174,6 +180,9 @@ def test_volumes_are_answered_on_their_own_grid(tmp_path, pairs):
     share = (np.asarray(saved.dataobj) == 255).mean()
     assert answer.json()["millilitres"]["object"] == pytest.approx(share * 12 * 14 * 20 * 6 / 1000)
     assert "ml" in answer.row()[0] and (tmp_path / "o-overlay.png").is_file()
+    with pytest.raises(UsageError, match=r"as NIfTI, and the name must end in \.nii or \.nii\.gz") as caught:
+        answer.save(tmp_path / "o.png")
+    assert caught.value.hint == str(tmp_path / "o.nii.gz") and not (tmp_path / "o.png").exists()
 
 
 def test_overlays():
@@ -204,6 +213,14 @@ def test_settings_that_do_not_fit(settings, message):
         Segment(**settings)
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"), [({"tile": 2}, "^tile is 2; it must be"), ({"context": -1}, "^context is -1; it must not")]
+)
+def test_tiles_that_cannot_be_asked_for(asked, message):
+    with pytest.raises(UsageError, match=message):
+        Tiles(**asked)
+
+
 def small(data: Segmentation, **changes: Any):
     recipe = replace(find_recipe("unet.folder"), data=data)
     tiny = {"model.width": 4, "model.depth": 2, "model.in_channels": data.channels, "steps": 2, "batch_size": 2}
@@ -212,7 +229,6 @@ def small(data: Segmentation, **changes: Any):
 
 def test_models_and_data_that_do_not_fit(pairs):
     for changes, message in (
-        ({"model.in_channels": 3}, "does not take pictures of 1 channels"),
         ({"model.num_classes": 4}, "4 outputs, the data 2 classes"),
         ({"task.class_weights": (1.0, 1.0, 1.0)}, "3 entries for 2 classes"),
     ):
@@ -220,7 +236,23 @@ def test_models_and_data_that_do_not_fit(pairs):
             train(small(pairs).with_(**changes), run=Path(pairs.path) / "run", quiet=True)
 
 
-def test_a_folder_job_goes_on_with_the_rest(tmp_path, pairs):
+@pytest.mark.parametrize(
+    ("channels", "taken", "hint"),
+    [
+        (1, 3, "--data.channels 3 or --model.in-channels 1"),
+        (3, 1, "--data.channels 1 or --model.in-channels 3"),
+        (3, 2, "--model.in-channels 3"),
+    ],
+)
+def test_channels_that_do_not_fit_are_told_with_the_remedy(pairs, channels, taken, hint):
+    recipe = small(replace(pairs, channels=channels)).with_(**{"model.in_channels": taken})
+    with pytest.raises(UsageError) as caught:
+        train(recipe, run=Path(pairs.path) / "run", quiet=True)
+    assert str(caught.value) == f"the model takes pictures of {taken} channels, and the data's have {channels}"
+    assert caught.value.hint == hint and not (Path(pairs.path) / "run").exists()
+
+
+def test_a_folder_job_goes_on_with_the_rest(tmp_path, pairs, capsys):
     """Train on a folder by one command, then ask about a folder in which some files are bad."""
     run = train(small(pairs), run=tmp_path / "run", quiet=True)
     assert run.recipe.model.num_classes == 2 and math.isfinite(run.result["eval"]["loss"])
@@ -242,3 +274,6 @@ def test_a_folder_job_goes_on_with_the_rest(tmp_path, pairs):
     assert {"cmyk.png", "cmyk-overlay.png", "one.png"} <= set(saved)
     assert any(name.startswith("scan") and name.endswith(".nii.gz") for name in saved)
     assert decode.open_values(tmp_path / "out/one.png").shape == (1, 1)
+    capsys.readouterr()
+    assert main(["predict", str(run.path), str(asked), "--tile", "2"]) == 2  # said once, not for each input
+    assert capsys.readouterr().err == "etude: tile is 2; it must be 16 or more (try: --tile 512)\n"

@@ -100,8 +100,16 @@ def test_what_does_not_fit_is_told_before_training(tmp_path: Path):
         SuperResolveAdversarial().check(players, opened)
     assert caught.value.hint == "--data.size 16"
     grey = Config(in_channels=1, width=4, depth=1, growth=2).build()
-    with pytest.raises(UsageError, match="takes 1 channels"):
+    with pytest.raises(UsageError, match="the model takes pictures of 1 channels, and the data's have 3") as caught:
         SuperResolve().check(grey, opened)
+    assert caught.value.hint == "--model.in-channels 3"
+    for name, players in (
+        ("generator", AdversarialConfig(grey.config, DiscriminatorConfig(side=32, width=2))),
+        ("discriminator", AdversarialConfig(TINY, DiscriminatorConfig(side=32, in_channels=1, width=2))),
+    ):
+        with pytest.raises(UsageError, match=f"the {name} takes pictures of 1 channels") as caught:
+            SuperResolveAdversarial().check(players.build(), opened)
+        assert caught.value.hint == f"--model.{name}.in-channels 3"
     fits = AdversarialConfig(TINY, DiscriminatorConfig(side=32, width=2)).build()
     task = SuperResolveAdversarial(features=perceptual.Config("vgg19"), features_weights="nothing.pth")
     task.check(fits.eval(), opened)  # to measure, features are not needed

@@ -62,17 +62,24 @@ def open_image(source: Picture, channels: int = 3) -> Image.Image:
 
 def open_values(source: Picture) -> np.ndarray:
     """The numbers that a picture stores, (H, W) or (H, W, C), upright: of a palette its indices, of 16 bits all of
-    them. For masks, whose values are names, and for scientific pictures, whose white is not 65,535.
+    them, 32-bit floats as they are. For masks, whose values are names, and for scientific pictures, whose white is not
+    65,535.
 
-    Raises UsageError as `open_image`, and for a file of several pictures.
+    Raises UsageError as `open_image`, for a file of several pictures, and for floats that are not finite.
     """
-    with header(source) as image:
+    name = str(source) if isinstance(source, str | Path) else "the given picture"
+    with header(source, floats=True) as image:
         if (count := getattr(image, "n_frames", 1)) > 1:
-            name = str(source) if isinstance(source, str | Path) else "the given picture"
             raise UsageError(f"{name}: {count} pictures in one file, animated or stacked", hint="save one as a file")
         image.load()
         turn = TURNS.get(orientation(image))
-    return np.asarray(image if turn is None else image.transpose(turn))
+    values = np.asarray(image if turn is None else image.transpose(turn))
+    if bad := int((~np.isfinite(values)).sum()) if values.dtype.kind == "f" else 0:
+        raise UsageError(
+            f"{name}: {bad:,} of {values.size:,} pixels are NaN or infinite",
+            hint="replace them, e.g. with numpy.nan_to_num, and save the picture anew",
+        )
+    return values
 
 
 def animation(path: str | Path) -> Image.Image:
@@ -203,20 +210,21 @@ def max_pixels() -> int:
 
 
 @contextmanager
-def header(source: Picture) -> Iterator[Image.Image]:
-    """The picture with its header read and its size checked. Errors inside the block become one line that names it."""
+def header(source: Picture, *, floats: bool = False) -> Iterator[Image.Image]:
+    """The picture with its header read and its size checked, `floats` among others where the caller knows what to do
+    with them. Errors inside the block become one line that names it."""
     name = str(source) if isinstance(source, str | Path) else f"the given {type(source).__name__}"
     try:
         match source:
             case Image.Image():
-                yield _admit(source, name)
+                yield _admit(source, name, floats)
             case np.ndarray() | Tensor():
-                yield _admit(_from_array(source), name)
+                yield _admit(_from_array(source), name, floats)
             case bytes():
-                yield _identify(BytesIO(source), name)
+                yield _identify(BytesIO(source), name, floats)
             case str() | Path():
                 with open(source, "rb") as file:
-                    yield _identify(file, name)
+                    yield _identify(file, name, floats)
             case _:
                 raise UsageError(f"{name}: not a picture: give a file, bytes, a Pillow image, an array or a tensor")
     except EtudeError:
@@ -231,7 +239,7 @@ def header(source: Picture) -> Iterator[Image.Image]:
         raise UsageError(f"{name}: truncated or damaged picture ({error})") from error
 
 
-def _identify(file: IO[bytes], name: str) -> Image.Image:
+def _identify(file: IO[bytes], name: str, floats: bool) -> Image.Image:
     """Finds the format and reads the header: Image.open less its pixel limit, which warns and is global."""
     prefix = file.read(16)
     if not prefix:
@@ -241,18 +249,18 @@ def _identify(file: IO[bytes], name: str) -> Image.Image:
         factory, accept = Image.OPEN[kind]
         if accept is None or accept(prefix) is True:
             file.seek(0)
-            return _admit(factory(file, ""), name)
+            return _admit(factory(file, ""), name, floats)
     raise UsageError(f"{name}: not a picture that can be read", hint=f"convert it to one of {', '.join(FORMATS)}")
 
 
-def _admit(image: Image.Image, name: str) -> Image.Image:
+def _admit(image: Image.Image, name: str, floats: bool) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels():
         raise UsageError(
             f"{name}: {width:,} x {height:,} pixels, more than the limit of {max_pixels():,}",
             hint=f"make it smaller, or set ETUDE_MAX_PIXELS={width * height} if you trust it",
         )
-    if image.mode not in READABLE:
+    if image.mode not in READABLE and not (floats and image.mode == "F"):
         raise UsageError(f"{name}: pixels of the kind {image.mode} cannot be read", hint="save it as 8-bit RGB or grey")
     return image
 

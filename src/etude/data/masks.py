@@ -20,9 +20,14 @@ LOSSY = ("JPEG", "MPO", "WEBP")
 """Pillow's formats that do not give back the values that were saved (WebP need not, and does not say)."""
 
 
+def word(name: str) -> str:
+    """A class's name as part of a measure's."""
+    return "_".join(name.lower().split())
+
+
 def read(path: Path, shape: tuple[int, int]) -> NDArray[np.uint16]:
     """A mask as it is stored, whole numbers from 0 to 65,535, of a picture of this shape. UsageError names the file."""
-    with decode.header(path) as image:
+    with decode.header(path, floats=True) as image:
         if image.format in LOSSY or image.info.get("compression") == "jpeg":
             raise UsageError(
                 f"{path}: a mask as {image.format}, which does not keep its values", hint="save masks as PNG or TIFF"

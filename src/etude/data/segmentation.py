@@ -2,7 +2,7 @@
 
 A sample is a picture, or a slice of a volume. Pairs are read and checked once, when the set is opened: a bad one is
 left out with a line that says why, and its name stays in the run's facts. 8-bit pictures are taken as they are; of
-16-bit ones and of volumes the 0.5th and 99.5th percentile (or `window`) become black and white.
+16-bit ones, of files of floats and of volumes the 0.5th and 99.5th percentile (or `window`) become black and white.
 
     open:   files -> (C, H, W) uint8, (H, W) uint8 classes, (H, W) weights where borders count
     fetch:  a window with a margin at a place of (seed, epoch, index); in evaluation the whole picture
@@ -59,7 +59,8 @@ class Segmentation(Data):
     std: float = 0.25
     """Of levels scaled to 0..1, by which they are normalised."""
     window: tuple[float, float] | None = None
-    """What becomes black and white in 16-bit pictures and volumes; None: their own 0.5th and 99.5th percentile."""
+    """What becomes black and white in volumes and in pictures of 16 bits or of floats; None: their own 0.5th and 99.5th
+    percentile."""
     axis: nifti.Axis = "axial"
     """Volumes are cut into slices across this axis."""
     guard: int = 2
@@ -99,6 +100,13 @@ class Segmentation(Data):
             raise UsageError(f"data.values has {len(self.values)} entries, data.classes {len(self.classes)}")
         if named and (len(set(named)) < len(named) or not 2 <= len(named) < masks.IGNORED):
             raise UsageError(f"classes {named} must differ, and be 2 to {masks.IGNORED - 1}")
+        words = [masks.word(name) for name in self.classes]
+        if twice := next((i for i, word in enumerate(words) if word in words[:i]), 0):
+            raise UsageError(
+                f"data.classes has {self.classes[words.index(words[twice])]!r} and {self.classes[twice]!r}, but names "
+                "must differ in more than case and spaces, or their measures would have one name",
+                hint="rename one of them",
+            )
         if self.values and not all(0 <= value <= 65535 for value in self.values):
             raise UsageError(f"data.values {self.values} must lie between 0 and 65,535")
 
@@ -117,8 +125,10 @@ class Segmentation(Data):
         return self.picture(decode.open_values(raw) if isinstance(raw, str | Path | bytes) else raw, raw)
 
     def picture(self, values: Any, raw: Any) -> Tensor:
-        """Stored values of a picture -> (C, H, W) uint8; those of 8 bits, and what is no bare array, as they are."""
-        if isinstance(values, np.ndarray) and values.ndim == 2 and values.dtype.kind in "iu" and values.itemsize > 1:
+        """Stored values of a picture -> (C, H, W) uint8; those of 8 bits, and what is no bare array, as they are. A
+        file's floats have no black and white of their own, and get them as a volume's do; an array's are 0 to 1."""
+        kinds = "iuf" if isinstance(raw, str | Path | bytes) else "iu"
+        if isinstance(values, np.ndarray) and values.ndim == 2 and values.dtype.kind in kinds and values.itemsize > 1:
             return self.levels(values)
         return decode.to_tensor(decode.open_image(raw, self.channels))
 

@@ -93,6 +93,8 @@ class Trainer:
         if recipe.patience is not None and "validation" not in self.dataset.sizes:
             raise UsageError("patience needs held-out samples to judge by", hint="--data.validation 5000")
         self.workers = self._workers(workers)
+        # a run that goes on has its own weights by now, and the file it began with may be gone
+        self._fresh = not (directory and checkpoint.steps(directory / "checkpoints"))
         self._build()
         # what is wrong with the batches shows now, not when a run directory exists
         recipe.task.check_batch(self.model, self.make_batch(0), self.world.size, recipe.parts_at(0))
@@ -125,8 +127,6 @@ class Trainer:
             model: nn.Module = recipe.model.build()
         except (RuntimeError, TypeError, ValueError) as error:
             raise UsageError(f"the model of {recipe.name} cannot be built: {error}") from error
-        # a run that goes on has its own weights by now, and the file it began with may be gone
-        self._fresh = not (self.directory and checkpoint.steps(self.directory / "checkpoints"))
         if recipe.start.weights and self._fresh:
             self._began = recipe.start.fill(model)
         recipe.task.check(model, self.dataset)
@@ -604,7 +604,8 @@ class Trainer:
         if loaded is None:
             self.log("no checkpoint to resume from: starting from step 0")
             if self.recipe.start.weights and not self._fresh:
-                self._began = self.recipe.start.fill(self.model)
+                self._fresh = True  # built anew, so that all that is made of the weights begins with those given
+                self._build()
             return
         self.restore(loaded)
         for line in log.read(self.directory / "metrics.jsonl", self._metrics_bytes):

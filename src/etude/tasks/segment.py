@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from etude.data import nifti
+from etude.data import decode, nifti
 from etude.data.base import Batch, Data, Dataset
-from etude.data.masks import IGNORED
+from etude.data.masks import IGNORED, word
 from etude.data.segmentation import Segmentation, SegmentationDataset, to_picture
 from etude.errors import UsageError
 from etude.nn.tiles import tiled
@@ -53,6 +53,17 @@ class Tiles(Ask):
     context: int | None = None
     """Pixels that a tile sees around itself."""
 
+    def __post_init__(self) -> None:
+        _check_tiles(self.tile, self.context, "")
+
+
+def _check_tiles(tile: int | None, context: int | None, prefix: str) -> None:
+    """UsageError for sides that no tile has; `prefix` is what the flags' names begin with."""
+    if tile is not None and tile < 16:
+        raise UsageError(f"{prefix}tile is {tile}; it must be 16 or more", hint=f"--{prefix}tile 512")
+    if context is not None and context < 0:
+        raise UsageError(f"{prefix}context is {context}; it must not be negative", hint=f"--{prefix}context 112")
+
 
 @dataclass(frozen=True)
 class Segment(Task):
@@ -79,10 +90,7 @@ class Segment(Task):
             raise UsageError(f"task.loss_by is {self.loss_by!r}; it must be one of {', '.join(LOSSES)}")
         if self.gamma < 0 or any(weight < 0 for weight in self.class_weights):
             raise UsageError(f"task.gamma {self.gamma} and task.class_weights {self.class_weights} are not negative")
-        if self.tile < 16:
-            raise UsageError(f"task.tile is {self.tile}; it must be 16 or more", hint="--task.tile 512")
-        if self.context is not None and self.context < 0:
-            raise UsageError(f"task.context is {self.context}; it must not be negative")
+        _check_tiles(self.tile, self.context, "task.")
 
     def configure(self, model: Any, dataset: Dataset) -> Any:
         """As many classes as the data has, where the model leaves them open."""
@@ -95,6 +103,13 @@ class Segment(Task):
         """Whether the model takes the pictures, and has an output for each class."""
         batch = {n: v[..., :32, :32] if n in ("image", "mask") else v for n, v in dataset.fetch("test", [0]).items()}
         image = dataset.finish(batch)["image"]
+        given, taken = image.shape[1], getattr(getattr(model, "config", None), "in_channels", None)
+        if taken not in (given, None):
+            other = f"--data.channels {taken} or " if taken in decode.MODES else ""
+            raise UsageError(
+                f"the model takes pictures of {taken} channels, and the data's have {given}",
+                hint=f"{other}--model.in-channels {given}",
+            )
         try:
             outputs = model.eval()(image).shape[1]
         except RuntimeError as error:
@@ -158,9 +173,9 @@ class Segment(Task):
         overlaps = {"dice": Overlap(tuple(labels)), "iou": Overlap(tuple(labels), union=True)}
         for label in labels:
             overlaps |= {
-                f"{kind}_{_word(classes[label])}": Overlap((label,), union=kind == "iou") for kind in ("dice", "iou")
+                f"{kind}_{word(classes[label])}": Overlap((label,), union=kind == "iou") for kind in ("dice", "iou")
             }
-        far = {"hd95": Distances()} | {f"hd95_{_word(classes[label])}": Distances() for label in labels}
+        far = {"hd95": Distances()} | {f"hd95_{word(classes[label])}": Distances() for label in labels}
         for batch in batches:
             truth = batch["mask"]
             logits = self.through(lambda x: model(x).float(), batch["image"], halvings=_halvings(model))
@@ -178,7 +193,7 @@ class Segment(Task):
                     apart = hausdorff95(drawn == label, true == label, spacing)
                     if apart is not None:
                         far["hd95"].found.append(apart)
-                        far[f"hd95_{_word(classes[label])}"].found.append(apart)
+                        far[f"hd95_{word(classes[label])}"].found.append(apart)
                 own = Overlap(tuple(labels))
                 own.add(found)
                 score = own.value()
@@ -192,7 +207,7 @@ class Segment(Task):
         assert isinstance(dataset, SegmentationDataset)
         classes = dataset.facts["classes"]
         rows = []
-        for name, key in [("mean", ""), *((name, f"_{_word(name)}") for name in classes[1:])]:
+        for name, key in [("mean", ""), *((name, f"_{word(name)}") for name in classes[1:])]:
             values = [measured[f"{kind}{key}"].value() for kind in ("dice", "iou", "hd95")]
             rows.append([name, *("" if value is None else f"{value:.4g}" for value in values)])
         blocks: list[Block] = [
@@ -275,11 +290,6 @@ def _halvings(model: nn.Module) -> int:
     return getattr(getattr(model, "config", None), "depth", 0)
 
 
-def _word(name: str) -> str:
-    """A class's name as part of a measure's."""
-    return "_".join(name.lower().split())
-
-
 def pixel_loss(
     logits: Tensor,
     mask: Tensor,
@@ -318,6 +328,17 @@ def dice_loss(logits: Tensor, mask: Tensor, *, smooth: float = 1.0) -> Tensor:
     return 1 - ((2 * both + smooth) / (sizes + smooth)).mean()
 
 
+def _ending(path: str | Path, *endings: str) -> Path:
+    """A path that ends in one of these, or UsageError."""
+    if not str(path).lower().endswith(endings):
+        kind = "a picture's mask is saved as PNG" if endings == (".png",) else "a volume's mask is saved as NIfTI"
+        raise UsageError(
+            f"{path}: {kind}, and the name must end in {' or '.join(endings)}",
+            hint=str(Path(path).with_suffix(endings[-1])),
+        )
+    return Path(path)
+
+
 @dataclass(frozen=True, eq=False)
 class Mask:
     """The classes of a picture's pixels."""
@@ -354,8 +375,9 @@ class Mask:
         return overlay.legend(overlay.overlay(picture, mask), self.classes)
 
     def save(self, path: str | Path) -> None:
-        """The mask with the values of the training masks, as PNG, and beside it NAME-overlay.png."""
-        path = Path(path)
+        """The mask with the values of the training masks, as PNG, and beside it NAME-overlay.png. UsageError where the
+        name ends otherwise."""
+        path = _ending(path, ".png")
         kind = np.uint8 if max(self.values) < 256 else np.uint16
         Image.fromarray(np.array(self.values, dtype=kind)[self.mask]).save(path, "PNG")
         self.plot().save(path.with_name(f"{path.stem}-overlay.png"))
@@ -393,7 +415,8 @@ class VolumeMask(Mask):
         return overlay.legend(overlay.beside(drawn, columns=4), self.classes)
 
     def save(self, path: str | Path) -> None:
-        """The mask as NIfTI on the volume's own grid, with the values of the training masks, and NAME-overlay.png."""
-        path = Path(path)
+        """The mask as NIfTI on the volume's own grid, with the values of the training masks, and NAME-overlay.png.
+        UsageError where the name ends otherwise."""
+        path = _ending(path, *nifti.ENDINGS)
         self.volume.write(np.array(self.values, dtype=np.uint16)[self.mask], path)
         self.plot().save(path.with_name(f"{nifti.stem(path)}-overlay.png"))

@@ -79,8 +79,7 @@ class SuperResolve(Task):
     def check(self, model: nn.Module, dataset: Dataset) -> None:
         """Whether the model enlarges as the data is made smaller."""
         generator = generator_of(model)
-        if (channels := generator.config.in_channels) != 3:
-            raise UsageError(f"the model takes {channels} channels, the pictures have 3", hint="model.in_channels 3")
+        _check_channels(generator, "model" if generator is model else "generator")
         scale = generator.scale
         if scale != dataset.facts["scale"]:
             raise UsageError(
@@ -185,6 +184,7 @@ class SuperResolveAdversarial(SuperResolve):
         super().check(model, dataset)
         size = dataset.finish(dataset.fetch("train", [0]))["high"].shape[-1]
         discriminator: Any = model.get_submodule("discriminator")
+        _check_channels(discriminator, "discriminator")
         side = discriminator.config.side
         if side != size:
             raise UsageError(
@@ -236,6 +236,16 @@ def relativistic(higher: Tensor, lower: Tensor) -> Tensor:
     half of equations 1 and 2, as in the authors' code. The means are over the part of the batch at hand."""
     higher, lower = higher.float(), lower.float()
     return 0.5 * (F.softplus(lower.mean() - higher).mean() + F.softplus(lower - higher.mean()).mean())
+
+
+def _check_channels(module: Any, name: str) -> None:
+    """UsageError where a network does not take pictures of three channels; `name` is its player's, or "model"."""
+    if (channels := module.config.in_channels) != 3:
+        player = "" if name == "model" else f".{name}"
+        raise UsageError(
+            f"the {name} takes pictures of {channels} channels, and the data's have 3",
+            hint=f"--model{player}.in-channels 3",
+        )
 
 
 def generator_of(model: nn.Module) -> Any:

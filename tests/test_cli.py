@@ -138,6 +138,13 @@ def test_predict_files_folders_and_samples(capsys, own, tmp_path):
     assert len(results) == 30 and len(list((tmp_path / "answers").glob("*.png"))) == 30
     right = sum(result["label"] == str(int(label)) for result, label in zip(results, batch["label"]))
     assert right >= 27
+    picture = folder / "00.png"
+    says(capsys, ["predict", own, picture, "--save", tmp_path / "one" / "answer.png"], 0)
+    says(capsys, ["predict", own, picture, "--save", tmp_path / "some.answers"], 0)
+    assert (tmp_path / "one" / "answer.png").is_file() and (tmp_path / "some.answers" / "00.png").is_file()
+    before = picture.read_bytes()
+    _, said = says(capsys, ["predict", own, picture, "--save", picture], 2)
+    assert "never written among the inputs" in said and picture.read_bytes() == before
     out, _ = says(capsys, ["predict", own, folder / "00.png"], 0)
     assert len(out.splitlines()) == 1 and "%" in out
     out, _ = says(capsys, ["predict", own, "--samples", "5"], 0)

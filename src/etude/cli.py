@@ -469,8 +469,8 @@ def predict(arguments: list[str]) -> int:
         "--save",
         metavar="DIR",
         default=None,
-        help="write each answer to a file there (what is made without inputs: by default in RUN/made); of translated "
-        "lines, the file",
+        help="write each answer to a file there, or a single one to this file (what is made without inputs: by default "
+        "in RUN/made); of translated lines, the file",
     )
     parser.add_argument(
         "--stream", action="store_true", help="show a text while it is written, as a terminal does with one input"
@@ -529,20 +529,24 @@ def _answer(
     beside = {stem[:i] for stem in stems for i, letter in enumerate(stem) if letter == "-"}
     if len(set(stems)) < len(stems) or beside & set(stems):  # an answer may write NAME-overlay.png beside NAME.png
         stems = [f"{i:04d}-{stem}" for i, stem in enumerate(stems)]
+    target = Path(options.save or "")
+    alone = len(inputs) == 1 and target.suffix != "" and not target.is_dir()  # --save out.png
     if options.save:
-        folder = Path(options.save)
+        folder = target.parent if alone else target
         folder.mkdir(parents=True, exist_ok=True)
         for _, raw in inputs:
-            if isinstance(raw, Path) and raw.resolve().parent == folder.resolve():
+            among = isinstance(raw, Path) and (raw if alone else raw.parent).resolve() == target.resolve()
+            if among:
                 raise UsageError(
-                    f"{raw} lies in {folder}, and answers are never written among the inputs", hint="--save another DIR"
+                    f"{raw} lies in {target}, and answers are never written among the inputs", hint="--save another DIR"
                 )
     answered, errors = [], []
 
     def keep(i: int, result: Any) -> None:
         document, row = result.json() | {"input": inputs[i][0]}, [inputs[i][0], *result.row()]
         if options.save:
-            path = Path(options.save) / f"{stems[i]}{result.suffix}"
+            path = target if alone and target.name.endswith(result.suffix) else target / f"{stems[i]}{result.suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
             result.save(path)
             document, row = document | {"saved": str(path)}, [*row, str(path)]
         answered.append((document, row))

@@ -414,7 +414,7 @@ def test_a_collapse_is_named_in_the_log(tmp_path):
         ({"model.channels": 3}, "the model makes 3x8x8", "--model.side 8 --model.channels 1"),
         ({"data.side": 12}, "the data holds 1x12x12", "--data.side 16: a power of two, as models make"),
         ({"task.features": "points"}, "the data are pictures of 1x8x8", "--task.features thumbnails"),
-        ({"model.critic_norm": "batch"}, "normalises over the batch", "--model.critic-norm layer"),
+        ({"model.critic_norm": "batch", "model.side": 16}, "normalises over the batch", "--model.critic-norm layer"),
         ({"data.validation": 5}, "the validation split has 5 samples, too few", "--data.validation 0"),
         ({"compile": True}, "second derivative, which torch cannot compile", "--no-compile"),
     ],

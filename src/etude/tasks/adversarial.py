@@ -470,12 +470,12 @@ class WGANGP(Wasserstein):
 
     def check(self, model: Any, dataset: Dataset) -> None:
         """Also whether the critic's slope is one sample's."""
-        super().check(model, dataset)
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.critic.modules()):
             raise UsageError(
                 "the critic normalises over the batch, and its penalty is of one sample's slope",
                 hint="--model.critic-norm layer",
             )
+        super().check(model, dataset)
 
     def step(self, model: nn.Module, batch: Batch, update: Update) -> Logs:
         """n_critic steps of the critic, then one of the generator."""

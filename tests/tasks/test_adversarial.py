@@ -479,7 +479,7 @@ def test_the_report_shows_samples_over_time(run):
     notes: list[str] = []
     sections = sections_of(blocks, notes)
     assert len(sections) == 3 and not notes
-    assert "validation, after 1 steps" in sections[0][2] and sections[0][2].count("<img") == 2
+    assert "test, after 1 steps" in sections[0][2] and sections[0][2].count("<img") == 2
     assert "a generator that learned by heart" in sections[2][2]
 
 

@@ -7,20 +7,28 @@ from etude.generative import gan
 from etude.recipes.gan import Players, clothes
 from etude.tasks.adversarial import WGANGP
 
-ADAM = Optim("adam", lr=1e-4, betas=(0.0, 0.9))
+CRITIC = Optim("adam", lr=6e-4, betas=(0.0, 0.9))
+GENERATOR = Optim("adam", lr=3e-4, betas=(0.0, 0.9))
 
 
 def fashion() -> Recipe:
-    """WGAN-GP on Fashion-MNIST, 32x32: five critic steps of 64. Not run yet."""
+    """WGAN-GP on Fashion-MNIST, 32x32. In place of the paper's five critic steps at 1e-4 one, at twice the generator's
+    rate (Heusel et al. 2017, arXiv 1706.08500), both falling to 0: after as many minutes on one core the distance was
+    4.4 where five steps at 1e-4 had left it at 12 and two at 3e-4 at 6.5.
+
+    Fréchet distance 0.831, precision 0.79, recall 0.74 on the test split (features of `cnn.fashion_features`; seed 0) in
+    55 min 24 s on one core of an AMD EPYC that had other trainings beside it; alone on both cores a step takes 94 ms,
+    which makes 25 min.
+    """
     return Recipe(
         name="wgan_gp.fashion",
         model=gan.Config(latent=128, channels=1, side=32, critic_norm="layer"),
         data=clothes(),
-        task=WGANGP(),
-        optim=Players(ADAM, ADAM),
+        task=WGANGP(critic_steps=1),
+        optim=Players(CRITIC, GENERATOR),
         schedule=Schedule("linear", final=0.0),
-        steps=4000,
-        batch_size=320,
+        steps=16_000,
+        batch_size=64,
         ema=0.999,
         channels_last=True,
         log_every=25,

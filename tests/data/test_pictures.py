@@ -194,22 +194,48 @@ def test_latents_to_ask_with(tmp_path):
         (np.array([1, 2]), r"not \(2,\) int64"),
         (np.array([1.0, np.nan]), "finite real numbers"),
         ("missing.npy", "missing.npy: no such file"),
+        (np.zeros((0, 8)), r"not \(0, 8\) float64"),
+        (np.zeros(0), r"not \(0,\) float64"),
+        (np.array(["a", "b"]), r"not \(2,\) str"),
+        (np.zeros(2, dtype=[("x", "f4")]), r"not \(2,\) void"),
+        (np.array([1e300, 0]), "at most 1000 either way, not 1e\\+300"),
+        (np.array([0, -1e38], dtype=np.float32), "at most 1000 either way, not -"),
+        (torch.tensor([0, 1e300], dtype=torch.float64), "at most 1000 either way, not inf"),
     ],
 )
-def test_latents_that_are_none(raw, said):
+def test_latents_that_are_none(raw, said, tmp_path):
+    """Nor in a file."""
     with pytest.raises(EtudeError, match=said):
         Ring().prepare(raw)
+    if isinstance(raw, np.ndarray):
+        np.save(tmp_path / "z.npy", raw)
+        with pytest.raises(UsageError, match=rf"z\.npy: .*{said}") as caught:
+            Ring().prepare(tmp_path / "z.npy")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [">f4", ">f8", "f2", "longdouble"])
+def test_latents_of_any_real_type(kind, tmp_path):
+    np.save(tmp_path / "z.npy", np.array([[0.5, -2], [1, 3]]).astype(kind))
+    prepared = Ring().prepare(tmp_path / "z.npy")
+    assert prepared.dtype == torch.float32 and prepared.tolist() == [[0.5, -2], [1, 3]]
+    assert Ring().prepare(torch.tensor([0.5, -2], dtype=torch.bfloat16, requires_grad=True)).tolist() == [[0.5, -2]]
 
 
 def test_a_file_that_is_no_array(tmp_path):
-    """Nor one that would run code."""
+    """Nor one that would run code, which numpy's own words advise to load in another way."""
     for name, content in {"text.npy": b"hello", "empty.npy": b""}.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UsageError, match=f"{name}: not an array of numbers"):
-            Ring().prepare(tmp_path / name)
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
-    with pytest.raises(UsageError, match="not an array of numbers"):
-        Ring().prepare(str(tmp_path / "objects.npy"))
+    np.save(tmp_path / "cut.npy", np.zeros(9))
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:-3])
+    np.savez(tmp_path / "many.npz", a=np.zeros(2), b=np.zeros(2))
+    (tmp_path / "many.npz").rename(tmp_path / "many.npy")
+    for path in sorted(tmp_path.iterdir()):
+        said = "an .npz archive under the name" if path.stem == "many" else "not an array of numbers"
+        with pytest.raises(UsageError, match=f"{path.name}: {said}") as caught:
+            Ring().prepare(str(path))
+        assert "pickle" not in f"{caught.value}{caught.value.hint}" and "\n" not in str(caught.value)
 
 
 def test_scaling_is_undone():

@@ -1,5 +1,7 @@
 """Pictures and points to be made, and the random numbers that come with them."""
 
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from etude.data import order, photos
+from etude.data import order, photos, pictures
+from etude.data.folder import path_hash
 from etude.data.latents import FIXED, drawn
 from etude.data.pictures import Pictures, levels, scaled
 from etude.data.ring import Ring
@@ -62,6 +65,56 @@ def test_files_that_do_not_fit_in_memory_are_decoded_when_needed(tmp_path, monke
     assert kept.in_memory and not read.in_memory
     for split in kept.sizes:
         assert torch.equal(kept.fetch(split, [0])["image"], read.fetch(split, [0])["image"])
+
+
+def test_of_files_that_do_not_fit_in_memory_only_the_headers_are_read(tmp_path, monkeypatch):
+    """A truncated one is named when its turn comes; one that is no picture, or too small, before."""
+    root = folder(tmp_path / "own")
+    names = sorted(path.name for path in root.iterdir())
+    for name in names:
+        (root / name).write_bytes((root / name).read_bytes()[:-200])
+    monkeypatch.setattr("etude.data.pictures.KEPT_BYTES", 0)
+    data = Pictures(source="folder", path=str(root), side=16, channels=3, noise=6)
+    dataset = data.open()
+    with pytest.raises(UsageError, match=rf"{root}/\d\d\.(jpg|png): truncated or damaged picture") as caught:
+        dataset.batch(seed=0, step=0, batch_size=1)
+    assert "\n" not in str(caught.value) and caught.value.hint == "remove or mend it"
+    monkeypatch.setattr("etude.data.pictures.KEPT_BYTES", 1 << 30)
+    with pytest.raises(UsageError, match="nor 11 others of the 12"):
+        data.open()
+    small(root)
+    monkeypatch.setattr("etude.data.pictures.KEPT_BYTES", 0)
+    with pytest.raises(UsageError, match=r"tiny\.png: 9 x 20 pixels, less than 16 x 16$"):
+        data.open()
+
+
+def test_pictures_are_looked_at_by_several_threads_and_counted(tmp_path, monkeypatch):
+    """In order, as one thread would."""
+    barrier, shown = threading.Barrier(2, timeout=20), []
+    square = pictures.square
+
+    def together(*settings):
+        barrier.wait()  # passes where two are looked at at once
+        return square(*settings)
+
+    @contextmanager
+    def bars(**settings):
+        yield lambda what, done, total: shown.append((what, done, total))
+
+    monkeypatch.setattr(pictures, "square", together)
+    monkeypatch.setattr(pictures, "bars", bars)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    root = folder(tmp_path / "own")
+    dataset = Pictures(source="folder", path=str(root), side=16, channels=3, noise=6).open()
+    assert shown == [("looking at pictures", done, 12) for done in range(1, 13)]
+    hashes = {str(path): path_hash(str(path), root) for path in sorted(root.iterdir())}
+    limit = max(0.1, sorted(hashes.values())[1])
+    for split, paths in {
+        "train": [path for path, value in hashes.items() if value >= limit],
+        "test": [path for path, value in hashes.items() if value < limit],
+    }.items():
+        found = dataset.fetch(split, range(len(paths)))["image"]
+        assert torch.equal(found, torch.stack([square(path, 16, 3) for path in paths]))
 
 
 def broken(root: Path) -> None:

@@ -117,6 +117,13 @@ def test_pictures_are_looked_at_by_several_threads_and_counted(tmp_path, monkeyp
         assert torch.equal(found, torch.stack([square(path, 16, 3) for path in paths]))
 
 
+def test_two_pictures_that_hash_to_the_test_are_shared_out(tmp_path, monkeypatch):
+    root = folder(tmp_path / "own", 2)
+    monkeypatch.setattr("etude.data.folder.path_hash", lambda path, root: 0.02 if path.endswith("00.jpg") else 0.05)
+    data = Pictures(source="folder", path=str(root), side=16, channels=3, noise=6)
+    assert data.open().sizes == {"train": 1, "test": 1}
+
+
 def broken(root: Path) -> None:
     (root / "bad.jpg").write_bytes(b"\xff\xd8\xff no picture")
     (root / "empty.png").write_bytes(b"")

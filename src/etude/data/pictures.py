@@ -110,7 +110,7 @@ class PictureSet(LatentSet):
         if len(paths) < 2:
             raise UsageError(f"{root}: {len(paths)} pictures, where 2 are the least", hint=", ".join(folder.SUFFIXES))
         hashes = [folder.path_hash(path, root) for path in paths]
-        limit = max(TEST_SHARE, sorted(hashes)[1])  # at least one
+        limit = min(max(TEST_SHARE, sorted(hashes)[1]), max(hashes))  # at least one for each
         parts = [p for p, h in zip(paths, hashes) if h >= limit], [p for p, h in zip(paths, hashes) if h < limit]
         self.in_memory = len(paths) * data.channels * data.side**2 <= KEPT_BYTES
         kept = torch.empty(len(paths) * self.in_memory, data.channels, data.side, data.side, dtype=torch.uint8)

@@ -2,6 +2,7 @@
 
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,9 @@ def test_two_pictures_that_hash_to_the_test_are_shared_out(tmp_path, monkeypatch
     monkeypatch.setattr("etude.data.folder.path_hash", lambda path, root: 0.02 if path.endswith("00.jpg") else 0.05)
     data = Pictures(source="folder", path=str(root), side=16, channels=3, noise=6)
     assert data.open().sizes == {"train": 1, "test": 1}
+    with pytest.raises(UsageError, match="is 1, of only 1 training pictures") as caught:
+        replace(data, validation=1).open()
+    assert caught.value.hint == "--data.validation 0"
 
 
 def broken(root: Path) -> None:
@@ -165,9 +169,17 @@ def test_settings_that_do_not_fit(settings, error, said):
         Pictures(**settings).open()
 
 
-def test_an_empty_folder(tmp_path):
-    with pytest.raises(UsageError, match="0 pictures, where 2 are the least"):
-        Pictures(source="folder", path=str(tmp_path)).open()
+def test_validation_that_leaves_nothing_to_train_on():
+    with pytest.raises(UsageError) as caught:
+        Pictures(source="digits", side=8, validation=1437).open()
+    assert caught.value.hint == "--data.validation 143"
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_an_empty_folder(tmp_path, count):
+    with pytest.raises(UsageError, match=f"{count} pictures, where 2 are the least") as caught:
+        Pictures(source="folder", path=str(folder(tmp_path / "own", count))).open()
+    assert caught.value.hint.startswith("--data.path DIR, with pictures of .jpg, .jpeg, .png")
 
 
 def test_a_set_with_a_border():

@@ -96,7 +96,10 @@ class PictureSet(LatentSet):
         else:
             (train, count), (test, test_count) = (_kept(_array(data, name)) for name in ("train", "test"))
         if data.validation >= count:
-            raise UsageError(f"data.validation is {data.validation}, of only {count} training pictures")
+            raise UsageError(
+                f"data.validation is {data.validation}, of only {count} training pictures",
+                hint=f"--data.validation {count // 10}",
+            )
         shuffled = order.permutation(FIXED, 0, count)
         held_out, rows = np.sort(shuffled[: data.validation]), np.sort(shuffled[data.validation :])
         return {"train": (train, rows), "test": (test, np.arange(test_count)), "validation": (train, held_out)}
@@ -108,7 +111,10 @@ class PictureSet(LatentSet):
             raise MissingError(f"{data.path or 'data.path'}: no such folder", hint="--data.path DIR, of pictures")
         paths = folder.pictures(root)
         if len(paths) < 2:
-            raise UsageError(f"{root}: {len(paths)} pictures, where 2 are the least", hint=", ".join(folder.SUFFIXES))
+            raise UsageError(
+                f"{root}: {len(paths)} pictures, where 2 are the least",
+                hint=f"--data.path DIR, with pictures of {', '.join(folder.SUFFIXES)}",
+            )
         hashes = [folder.path_hash(path, root) for path in paths]
         limit = min(max(TEST_SHARE, sorted(hashes)[1]), max(hashes))  # at least one for each
         parts = [p for p, h in zip(paths, hashes) if h >= limit], [p for p, h in zip(paths, hashes) if h < limit]

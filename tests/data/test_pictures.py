@@ -245,6 +245,10 @@ def test_ring():
     assert not torch.equal(a, b)
     with pytest.raises(UsageError, match="must be positive"):
         Ring(deviation=0)
+    assert Ring(modes=50).centres.shape == (50, 2)
+    with pytest.raises(UsageError, match=r"data\.modes is 51; each of more than 50") as caught:
+        Ring(modes=51)
+    assert caught.value.hint == "--data.modes 50"
 
 
 def test_latents_to_ask_with(tmp_path):

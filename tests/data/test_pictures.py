@@ -1,5 +1,8 @@
 """Pictures and points to be made, and the random numbers that come with them."""
 
+import threading
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from etude.data import order, photos
+from etude.data import order, photos, pictures
+from etude.data.folder import path_hash
 from etude.data.latents import FIXED, drawn
 from etude.data.pictures import Pictures, levels, scaled
 from etude.data.ring import Ring
@@ -64,6 +68,66 @@ def test_files_that_do_not_fit_in_memory_are_decoded_when_needed(tmp_path, monke
         assert torch.equal(kept.fetch(split, [0])["image"], read.fetch(split, [0])["image"])
 
 
+def test_of_files_that_do_not_fit_in_memory_only_the_headers_are_read(tmp_path, monkeypatch):
+    """A truncated one is named when its turn comes; one that is no picture, or too small, before."""
+    root = folder(tmp_path / "own")
+    names = sorted(path.name for path in root.iterdir())
+    for name in names:
+        (root / name).write_bytes((root / name).read_bytes()[:-200])
+    monkeypatch.setattr("etude.data.pictures.KEPT_BYTES", 0)
+    data = Pictures(source="folder", path=str(root), side=16, channels=3, noise=6)
+    dataset = data.open()
+    with pytest.raises(UsageError, match=rf"{root}/\d\d\.(jpg|png): truncated or damaged picture") as caught:
+        dataset.batch(seed=0, step=0, batch_size=1)
+    assert "\n" not in str(caught.value) and caught.value.hint == "remove or mend it"
+    monkeypatch.setattr("etude.data.pictures.KEPT_BYTES", 1 << 30)
+    with pytest.raises(UsageError, match="nor 11 others of the 12"):
+        data.open()
+    small(root)
+    monkeypatch.setattr("etude.data.pictures.KEPT_BYTES", 0)
+    with pytest.raises(UsageError, match=r"tiny\.png: 9 x 20 pixels, less than 16 x 16$"):
+        data.open()
+
+
+def test_pictures_are_looked_at_by_several_threads_and_counted(tmp_path, monkeypatch):
+    """In order, as one thread would."""
+    barrier, shown = threading.Barrier(2, timeout=20), []
+    square = pictures.square
+
+    def together(*settings):
+        barrier.wait()  # passes where two are looked at at once
+        return square(*settings)
+
+    @contextmanager
+    def bars(**settings):
+        yield lambda what, done, total: shown.append((what, done, total))
+
+    monkeypatch.setattr(pictures, "square", together)
+    monkeypatch.setattr(pictures, "bars", bars)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    root = folder(tmp_path / "own")
+    dataset = Pictures(source="folder", path=str(root), side=16, channels=3, noise=6).open()
+    assert shown == [("looking at pictures", done, 12) for done in range(1, 13)]
+    hashes = {str(path): path_hash(str(path), root) for path in sorted(root.iterdir())}
+    limit = max(0.1, sorted(hashes.values())[1])
+    for split, paths in {
+        "train": [path for path, value in hashes.items() if value >= limit],
+        "test": [path for path, value in hashes.items() if value < limit],
+    }.items():
+        found = dataset.fetch(split, range(len(paths)))["image"]
+        assert torch.equal(found, torch.stack([square(path, 16, 3) for path in paths]))
+
+
+def test_two_pictures_that_hash_to_the_test_are_shared_out(tmp_path, monkeypatch):
+    root = folder(tmp_path / "own", 2)
+    monkeypatch.setattr("etude.data.folder.path_hash", lambda path, root: 0.02 if path.endswith("00.jpg") else 0.05)
+    data = Pictures(source="folder", path=str(root), side=16, channels=3, noise=6)
+    assert data.open().sizes == {"train": 1, "test": 1}
+    with pytest.raises(UsageError, match="is 1, of only 1 training pictures") as caught:
+        replace(data, validation=1).open()
+    assert caught.value.hint == "--data.validation 0"
+
+
 def broken(root: Path) -> None:
     (root / "bad.jpg").write_bytes(b"\xff\xd8\xff no picture")
     (root / "empty.png").write_bytes(b"")
@@ -105,9 +169,17 @@ def test_settings_that_do_not_fit(settings, error, said):
         Pictures(**settings).open()
 
 
-def test_an_empty_folder(tmp_path):
-    with pytest.raises(UsageError, match="0 pictures, where 2 are the least"):
-        Pictures(source="folder", path=str(tmp_path)).open()
+def test_validation_that_leaves_nothing_to_train_on():
+    with pytest.raises(UsageError) as caught:
+        Pictures(source="digits", side=8, validation=1437).open()
+    assert caught.value.hint == "--data.validation 143"
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_an_empty_folder(tmp_path, count):
+    with pytest.raises(UsageError, match=f"{count} pictures, where 2 are the least") as caught:
+        Pictures(source="folder", path=str(folder(tmp_path / "own", count))).open()
+    assert caught.value.hint.startswith("--data.path DIR, with pictures of .jpg, .jpeg, .png")
 
 
 def test_a_set_with_a_border():
@@ -173,6 +245,10 @@ def test_ring():
     assert not torch.equal(a, b)
     with pytest.raises(UsageError, match="must be positive"):
         Ring(deviation=0)
+    assert Ring(modes=50).centres.shape == (50, 2)
+    with pytest.raises(UsageError, match=r"data\.modes is 51; each of more than 50") as caught:
+        Ring(modes=51)
+    assert caught.value.hint == "--data.modes 50"
 
 
 def test_latents_to_ask_with(tmp_path):
@@ -194,22 +270,48 @@ def test_latents_to_ask_with(tmp_path):
         (np.array([1, 2]), r"not \(2,\) int64"),
         (np.array([1.0, np.nan]), "finite real numbers"),
         ("missing.npy", "missing.npy: no such file"),
+        (np.zeros((0, 8)), r"not \(0, 8\) float64"),
+        (np.zeros(0), r"not \(0,\) float64"),
+        (np.array(["a", "b"]), r"not \(2,\) str"),
+        (np.zeros(2, dtype=[("x", "f4")]), r"not \(2,\) void"),
+        (np.array([1e300, 0]), "at most 1000 either way, not 1e\\+300"),
+        (np.array([0, -1e38], dtype=np.float32), "at most 1000 either way, not -"),
+        (torch.tensor([0, 1e300], dtype=torch.float64), "at most 1000 either way, not inf"),
     ],
 )
-def test_latents_that_are_none(raw, said):
+def test_latents_that_are_none(raw, said, tmp_path):
+    """Nor in a file."""
     with pytest.raises(EtudeError, match=said):
         Ring().prepare(raw)
+    if isinstance(raw, np.ndarray):
+        np.save(tmp_path / "z.npy", raw)
+        with pytest.raises(UsageError, match=rf"z\.npy: .*{said}") as caught:
+            Ring().prepare(tmp_path / "z.npy")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [">f4", ">f8", "f2", "longdouble"])
+def test_latents_of_any_real_type(kind, tmp_path):
+    np.save(tmp_path / "z.npy", np.array([[0.5, -2], [1, 3]]).astype(kind))
+    prepared = Ring().prepare(tmp_path / "z.npy")
+    assert prepared.dtype == torch.float32 and prepared.tolist() == [[0.5, -2], [1, 3]]
+    assert Ring().prepare(torch.tensor([0.5, -2], dtype=torch.bfloat16, requires_grad=True)).tolist() == [[0.5, -2]]
 
 
 def test_a_file_that_is_no_array(tmp_path):
-    """Nor one that would run code."""
+    """Nor one that would run code, which numpy's own words advise to load in another way."""
     for name, content in {"text.npy": b"hello", "empty.npy": b""}.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UsageError, match=f"{name}: not an array of numbers"):
-            Ring().prepare(tmp_path / name)
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
-    with pytest.raises(UsageError, match="not an array of numbers"):
-        Ring().prepare(str(tmp_path / "objects.npy"))
+    np.save(tmp_path / "cut.npy", np.zeros(9))
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:-3])
+    np.savez(tmp_path / "many.npz", a=np.zeros(2), b=np.zeros(2))
+    (tmp_path / "many.npz").rename(tmp_path / "many.npy")
+    for path in sorted(tmp_path.iterdir()):
+        said = "an .npz archive under the name" if path.stem == "many" else "not an array of numbers"
+        with pytest.raises(UsageError, match=f"{path.name}: {said}") as caught:
+            Ring().prepare(str(path))
+        assert "pickle" not in f"{caught.value}{caught.value.hint}" and "\n" not in str(caught.value)
 
 
 def test_scaling_is_undone():

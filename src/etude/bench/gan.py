@@ -1,10 +1,11 @@
 """Adversarial training, this library's way against the way it is usually written, on the same weights and pictures.
 
-Usually: both networks in fp32 as they come, torch.optim.Adam at its defaults but for rate and betas, real and made
-pictures in passes of their own, and a generator's turn that also computes the critic's gradients, which nobody uses.
-DCGAN as in pytorch/examples, whose generator makes one batch a step for both turns; WGAN-GP with the penalty as it is
-commonly copied. Ours: a step of the Trainer with channels_last, bf16 where the hardware has it (the penalty in fp32),
-fused Adam, the other player's weights frozen, one pass where no sample's score depends on others.
+Usually: both networks in fp32 as they come, of torch's own layers, torch.optim.Adam at its defaults but for rate and
+betas, real and made pictures in passes of their own, and a generator's turn that also computes the critic's gradients,
+which nobody uses. DCGAN as in pytorch/examples, whose generator makes one batch a step for both turns; WGAN-GP with the
+penalty as it is commonly copied. Ours: a step of the Trainer with channels_last, bf16 where the hardware has it (the
+penalty in fp32, twice differentiated by the rule in `nn/twice.py`), fused Adam, the other player's weights frozen, one
+pass where no sample's score depends on others.
 """
 
 import copy
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from etude import catalog
 from etude.bench import Contest, clock
@@ -24,6 +25,7 @@ from etude.data.latents import Latents, LatentSet
 from etude.engine.optim import Optim, Schedule
 from etude.engine.precision import pick_device
 from etude.engine.recipe import Recipe
+from etude.nn import twice
 from etude.recipes.gan import Players
 from etude.tasks.adversarial import GAN, WGANGP, Adversarial
 
@@ -68,7 +70,7 @@ def _contest(name: str, task: Adversarial, adam: Optim, target: float, what: str
     model: Any = catalog.model(name).to(device)
     noise = Noise(noise=2 * model.latent)
     batch = {key: value.to(device) for key, value in noise.open().fetch("train", range(BATCH)).items()}
-    theirs = copy.deepcopy(model).train()
+    theirs = as_usually_written(model).train()
     players = {
         player: torch.optim.Adam(getattr(theirs, player).parameters(), lr=adam.lr, betas=adam.betas)
         for player in ("critic", "generator")
@@ -95,6 +97,18 @@ def _contest(name: str, task: Adversarial, adam: Optim, target: float, what: str
         peer_version=torch.__version__,
         target=target,
     )
+
+
+def as_usually_written(model: Any) -> Any:
+    """A copy whose critic has torch's own convolutions, in place of those that differentiate twice by our rule."""
+    theirs = copy.deepcopy(model)
+    for place, ours in enumerate(theirs.critic):
+        if isinstance(ours, twice.Conv2d):
+            how = {"stride": ours.stride, "padding": ours.padding, "bias": ours.bias is not None}
+            plain = nn.Conv2d(ours.in_channels, ours.out_channels, ours.weight.shape[2], **how).to(ours.weight.device)
+            plain.load_state_dict(ours.state_dict())
+            theirs.critic[place] = plain
+    return theirs
 
 
 def _dcgan(model: Any, batch: Batch, players: Mapping[str, torch.optim.Optimizer]) -> float:

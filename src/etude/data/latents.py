@@ -23,11 +23,47 @@ LATENTS = 1 << 32
 """Latents of a seed, numbered from 0 on."""
 FIXED = 0x5EED
 """The seed of what is the same for all runs: the latents and patches of an evaluation."""
+FARTHEST = 1000
+"""Numbers of a latent that is given lie within -FARTHEST..FARTHEST; of N(0, 1) none ever lies farther than 9."""
 
 
 def drawn(seed: int, numbers: Sequence[int] | np.ndarray, count: int) -> Tensor:
     """`count` numbers from N(0, 1) for each latent's number of a seed. -> (n, count) float32"""
     return torch.from_numpy(order.normal(seed, 0, np.asarray(numbers), count)).float()
+
+
+def _array(path: Path) -> np.ndarray:
+    """What a .npy file holds. numpy's own words are not passed on: they advise to load what could run code."""
+    try:
+        with path.open("rb") as file:
+            if file.read(2) == b"PK":
+                raise UsageError(f"{path}: an .npz archive under the name of a .npy file", hint="numpy.save one array")
+            file.seek(0)
+            return np.load(file, allow_pickle=False)
+    except OSError as error:
+        raise UsageError(f"{path}: {(error.strerror or 'it cannot be read').lower()}") from None
+    except UsageError:
+        raise
+    except (ValueError, EOFError, OverflowError, MemoryError):
+        raise UsageError(
+            f"{path}: not an array of numbers, or not all of it", hint="write it with numpy.save, as float32"
+        ) from None
+
+
+def _checked(raw: np.ndarray, where: str = "") -> Tensor:
+    """Latents of any real type and byte order -> (N, Z) float32"""
+    if raw.dtype.kind != "f" or not raw.size or raw.ndim not in (1, 2):
+        raise UsageError(
+            f"{where}latents are finite real numbers of the shape (Z,) or (N, Z), not {raw.shape} {raw.dtype.name}"
+        )
+    with np.errstate(over="ignore"):  # too large becomes infinite, which is told
+        values = raw.astype(np.float32)
+    beyond = ~(np.abs(values) <= FARTHEST)  # so that NaN is beyond
+    if beyond.any():
+        raise UsageError(
+            f"{where}latents are finite real numbers, of at most {FARTHEST} either way, not {raw[beyond][0]}"
+        )
+    return torch.from_numpy(values).reshape(-1, values.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -44,20 +80,11 @@ class Latents(Data):
         """A latent's number (the same always gives the same of a seed) -> (1,) int64; a tensor, an array or a .npy file
         of latents, one or several -> (N, Z) float32."""
         if isinstance(raw, str | Path) and str(raw).endswith(".npy"):
-            try:
-                raw = np.load(raw, allow_pickle=False)
-            except OSError as error:
-                raise UsageError(f"{raw}: {(error.strerror or 'it cannot be read').lower()}") from None
-            except (ValueError, EOFError) as error:
-                raise UsageError(f"{raw}: not an array of numbers ({error})") from None
-        if isinstance(raw, np.ndarray | Tensor):
-            values = torch.as_tensor(raw)
-            if values.ndim not in (1, 2) or not values.is_floating_point() or not values.isfinite().all():
-                raise UsageError(
-                    f"latents are finite real numbers of the shape (Z,) or (N, Z), not {tuple(values.shape)} "
-                    f"{str(values.dtype).removeprefix('torch.')}"
-                )
-            return values.float().reshape(-1, values.shape[-1])
+            return _checked(_array(Path(raw)), f"{raw}: ")
+        if isinstance(raw, Tensor):
+            raw = (raw.detach().float() if raw.is_floating_point() else raw).cpu().numpy()
+        if isinstance(raw, np.ndarray):
+            return _checked(raw)
         try:
             number = int(str(raw))
         except ValueError:

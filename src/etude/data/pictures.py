@@ -1,12 +1,15 @@
 """Pictures without labels, for models that learn to make such: of any set in `sources.py` that is kept in memory, of
 any folder, or patches of photographs. In -1..1, with the random numbers that training takes (`latents.py`).
 
-Pictures of a folder may have any sizes and modes: the largest square in their middle is scaled to `side`. All are
-looked at when the folder is opened, so that a broken one is told before training. Those of at most 2 GiB together are
-decoded once and kept.
+Pictures of a folder may have any sizes and modes: the largest square in their middle is scaled to `side`. Those of at
+most 2 GiB together are decoded once, when the folder is opened, and kept, so that a broken one is told before training.
+Of more than that only the headers are read beforehand; a file that ends too early is named when its turn comes.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from etude.data.base import Batch
 from etude.data.latents import FIXED, Latents, LatentSet
 from etude.data.sources import SOURCES, ImageArrays, source
 from etude.errors import MissingError, UsageError, nearest
+from etude.progress import bars
 
 KEPT_BYTES = 2 << 30
 TEST_SHARE = 0.1
@@ -92,7 +96,10 @@ class PictureSet(LatentSet):
         else:
             (train, count), (test, test_count) = (_kept(_array(data, name)) for name in ("train", "test"))
         if data.validation >= count:
-            raise UsageError(f"data.validation is {data.validation}, of only {count} training pictures")
+            raise UsageError(
+                f"data.validation is {data.validation}, of only {count} training pictures",
+                hint=f"--data.validation {count // 10}",
+            )
         shuffled = order.permutation(FIXED, 0, count)
         held_out, rows = np.sort(shuffled[: data.validation]), np.sort(shuffled[data.validation :])
         return {"train": (train, rows), "test": (test, np.arange(test_count)), "validation": (train, held_out)}
@@ -104,27 +111,27 @@ class PictureSet(LatentSet):
             raise MissingError(f"{data.path or 'data.path'}: no such folder", hint="--data.path DIR, of pictures")
         paths = folder.pictures(root)
         if len(paths) < 2:
-            raise UsageError(f"{root}: {len(paths)} pictures, where 2 are the least", hint=", ".join(folder.SUFFIXES))
+            raise UsageError(
+                f"{root}: {len(paths)} pictures, where 2 are the least",
+                hint=f"--data.path DIR, with pictures of {', '.join(folder.SUFFIXES)}",
+            )
         hashes = [folder.path_hash(path, root) for path in paths]
-        limit = max(TEST_SHARE, sorted(hashes)[1])  # at least one
+        limit = min(max(TEST_SHARE, sorted(hashes)[1]), max(hashes))  # at least one for each
         parts = [p for p, h in zip(paths, hashes) if h >= limit], [p for p, h in zip(paths, hashes) if h < limit]
         self.in_memory = len(paths) * data.channels * data.side**2 <= KEPT_BYTES
+        kept = torch.empty(len(paths) * self.in_memory, data.channels, data.side, data.side, dtype=torch.uint8)
         broken: list[UsageError] = []
-        made: list[tuple[Take, int]] = []
-        for part in parts:
-            images = []
-            for path in part:
-                try:
-                    image = square(path, data.side, data.channels)
-                except UsageError as error:
-                    broken.append(error)
-                else:
-                    images += [image] * self.in_memory
-            made.append(_kept(torch.stack(images)) if images else (_files(part, data), len(part)))
+        for place, found in enumerate(_looked_at([*parts[0], *parts[1]], data, decoded=self.in_memory)):
+            if isinstance(found, UsageError):
+                broken.append(found)
+            elif found is not None:
+                kept[place] = found
         if broken:
             more = f", nor {len(broken) - 1} others of the {len(paths)} in {root}" if len(broken) > 1 else ""
-            raise UsageError(f"{broken[0]}{more}", hint=broken[0].hint or "remove or mend it")
-        return made
+            raise UsageError(f"{broken[0]}{more}", hint=broken[0].hint)
+        if not self.in_memory:
+            return [(_files(part, data), len(part)) for part in parts]
+        return [_kept(images) for images in kept.split([len(part) for part in parts])]
 
     def pictures(self, split: str, indices) -> Tensor:
         """These pictures alone, as evaluation shows them: uint8 (B, C, S, S)."""
@@ -160,16 +167,55 @@ def levels(images: Tensor) -> Tensor:
 
 def square(path: str | Path, side: int, channels: int) -> Tensor:
     """The largest square in the middle of a picture, scaled to side x side. UsageError where it is smaller."""
-    image = decode.open_image(path, channels)
+    with _hinted():
+        image = decode.open_image(path, channels)
     width, height = image.size
-    least = min(width, height)
-    if least < side:
-        raise UsageError(
-            f"{path}: {width} x {height} pixels, less than {side} x {side}", hint="a smaller --data.side, or remove it"
-        )
+    least = _shorter(path, image.size, side)
     left, top = (width - least) // 2, (height - least) // 2
     box = (left, top, left + least, top + least)
     return decode.to_tensor(image.resize((side, side), Image.Resampling.LANCZOS, box=box))
+
+
+def _shorter(path: str | Path, size: tuple[int, int], side: int) -> int:
+    """Of a picture's two sides."""
+    if min(size) < side:
+        raise UsageError(
+            f"{path}: {size[0]} x {size[1]} pixels, less than {side} x {side}",
+            hint="a smaller --data.side, or remove it",
+        )
+    return min(size)
+
+
+@contextmanager
+def _hinted() -> Iterator[None]:
+    """Errors of reading a picture say what to do about it."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(str(error), hint=error.hint or "remove or mend it") from error
+
+
+def _looked_at(paths: Sequence[str], data: Pictures, *, decoded: bool) -> Iterator[Tensor | UsageError | None]:
+    """Of each picture, in order, its square if it is to be decoded, or why it cannot be used. By several threads: the
+    decoders work outside Python's lock."""
+
+    def look(path: str) -> Tensor | UsageError | None:
+        try:
+            if decoded:
+                return square(path, data.side, data.channels)
+            with _hinted(), decode.header(path) as image:
+                _shorter(path, image.size, data.side)
+        except UsageError as error:
+            return error
+
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="etude-data")
+    try:
+        with bars(transient=True) as show:
+            for done, found in enumerate(pool.map(look, paths), 1):
+                show("looking at pictures", done, len(paths))
+                yield found
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _kept(images: Tensor) -> tuple[Take, int]:

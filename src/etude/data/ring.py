@@ -12,6 +12,9 @@ from etude.data.base import Batch
 from etude.data.latents import FIXED, Latents, LatentSet
 from etude.errors import UsageError
 
+MOST_MODES = 50
+"""One counts as found from a hundredth of the points on, so that of more than a hundred none might."""
+
 
 @dataclass(frozen=True)
 class Ring(Latents):
@@ -31,6 +34,11 @@ class Ring(Latents):
             raise UsageError(
                 f"data.modes {self.modes}, data.train {self.train}, data.test {self.test} and data.noise {self.noise} "
                 "must be at least 1, 1, 2 and 2"
+            )
+        if self.modes > MOST_MODES:
+            raise UsageError(
+                f"data.modes is {self.modes}; each of more than {MOST_MODES} holds too few points to count as found",
+                hint=f"--data.modes {MOST_MODES}",
             )
         if not self.radius > 0 or not self.deviation > 0:
             raise UsageError(f"data.radius {self.radius} and data.deviation {self.deviation} must be positive")

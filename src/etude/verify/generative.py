@@ -1,6 +1,7 @@
 """Generators and critics against their formulas, in float64 numpy, on deterministic weights."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,8 @@ def errors(size: str) -> Iterator[Found]:
     """What a size is compared with."""
     if size == "progan":
         yield from _progan()
-    elif size == "dcgan":
-        yield from _dcgan()
+    elif size in gan.sizes:
+        yield from _dcgan(size)
 
 
 def _filled(model: nn.Module) -> dict[str, Array]:
@@ -62,9 +63,11 @@ def _leaky(x: Array) -> Array:
     return np.where(x > 0, x, 0.2 * x)
 
 
-def _dcgan() -> Iterator[Found]:
-    """Transposed convolutions, BatchNorm's running statistics, ReLU, tanh; and what inference changes."""
-    model: Any = gan.Config(latent=6, channels=3, side=16, width=8).build().eval()
+def _dcgan(size: str) -> Iterator[Found]:
+    """Both players as they are after training; the critic's slope where a penalty is taken of it; and what inference
+    changes."""
+    config = replace(gan.sizes[size], latent=6, side=16, width=8)
+    model: Any = config.build().eval()
     w = _filled(model)
     z = golden.generator(0, "input").standard_normal((4, 6))
     x, layer = z[:, :, None, None], 1
@@ -77,10 +80,63 @@ def _dcgan() -> Iterator[Found]:
             )
             x = np.maximum((x - mean) / np.sqrt(variance + 1e-5) * scale + shift, 0)
         layer += 3
+    expected = np.tanh(x)
     with torch.no_grad():
         made = model.generator(torch.from_numpy(z).float())
-    yield "transposed convolution, BatchNorm, ReLU, tanh", "pictures", _error(made, np.tanh(x)), 1e-5
+    yield "transposed convolution, BatchNorm, ReLU, tanh", "pictures", _error(made, expected), 1e-5
+    pictures = torch.from_numpy(expected).float().requires_grad_()
+    judged = model.critic(pictures)
+    (slope,) = torch.autograd.grad(judged.sum(), pictures)
+    scores, slopes = _criticised(w, expected, layers=len(config.maps), norm=config.critic_norm)
+    named = {"batch": "BatchNorm", "layer": "layer normalisation"}[config.critic_norm]
+    yield f"convolution, {named}, LeakyReLU", "scores", _error(judged.detach(), scores), 1e-5
+    yield f"convolution, {named}, LeakyReLU, backwards", "the critic's slope", _error(slope, slopes), 1e-5
+    if config.critic_norm == "layer":
+        length, expected = (np.sqrt((array**2).sum((1, 2, 3))) for array in (slope.double().numpy(), slopes))
+        error = abs(((length - 1) ** 2).mean() / ((expected - 1) ** 2).mean() - 1)
+        yield "the mean of (|slope| - 1)^2", "gradient penalty", float(error), 1e-5
     yield from _prepared(model.generator, torch.from_numpy(z).float(), made)
+
+
+def _criticised(w: dict[str, Array], x: Array, *, layers: int, norm: str) -> tuple[Array, Array]:
+    """DCGAN's critic: scores (B,), and their gradients by the pictures, from the last layer back to the first."""
+    back: list[Callable[[Array], Array]] = []
+
+    def conv(x: Array, number: int, stride: int, padding: int) -> Array:
+        kernel = w[f"critic.{number}.weight"]
+        back.append(lambda g: _transposed(g, kernel, stride, padding))
+        return _conv(x, kernel, stride, padding)
+
+    def leaky(x: Array) -> Array:
+        back.append(lambda g: np.where(x > 0, g, 0.2 * g))
+        return _leaky(x)
+
+    def normal(x: Array, number: int) -> Array:
+        scale, shift = (w[f"critic.{number}.{name}"].reshape(1, -1, 1, 1) for name in ("weight", "bias"))
+        if norm == "batch":
+            mean, variance = (w[f"critic.{number}.running_{name}"].reshape(1, -1, 1, 1) for name in ("mean", "var"))
+            deviation = np.sqrt(variance + 1e-5)
+            back.append(lambda g: g * scale / deviation)
+            return (x - mean) / deviation * scale + shift
+        over = (1, 2, 3)  # all of a sample
+        deviation = np.sqrt(x.var(over, keepdims=True) + 1e-5)
+        n = (x - x.mean(over, keepdims=True)) / deviation
+
+        def backwards(g: Array) -> Array:
+            g = g * scale
+            return (g - g.mean(over, keepdims=True) - n * (g * n).mean(over, keepdims=True)) / deviation
+
+        back.append(backwards)
+        return n * scale + shift
+
+    x = leaky(conv(x, 0, 2, 1))
+    for number in range(2, 3 * layers - 1, 3):
+        x = leaky(normal(conv(x, number, 2, 1), number + 1))
+    scores = conv(x, 3 * layers - 1, 1, 0)
+    slope = np.ones_like(scores)
+    for step in reversed(back):
+        slope = step(slope)
+    return scores.reshape(-1), slope
 
 
 def _progan() -> Iterator[Found]:

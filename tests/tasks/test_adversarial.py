@@ -32,8 +32,9 @@ from etude.engine.trainer import Trainer
 from etude.errors import NumericError, UsageError
 from etude.generative import gan
 from etude.report.blocks import sections_of
-from etude.tasks.adversarial import GAN, WGAN, WGANGP, Make, _smaller, gradient_penalty, judged, minibatches
+from etude.tasks.adversarial import GAN, WGAN, WGANGP, gradient_penalty, judged, minibatches
 from etude.tasks.base import Update
+from etude.tasks.generative import Make, Modes, _smaller
 from etude.tasks.made import Made, slerp
 from etude.tasks.progressive import Progressive
 from etude.weights import load_weights
@@ -521,7 +522,7 @@ def test_latents_of_the_wrong_size(run):
 
 
 def test_more_than_memory_holds_is_refused(run, monkeypatch):
-    monkeypatch.setattr("etude.tasks.adversarial.MOST_BYTES", 8 * 8 * 10)
+    monkeypatch.setattr("etude.tasks.generative.MOST_BYTES", 8 * 8 * 10)
     assert len(run.predict(n=10).samples) == 10
     with pytest.raises(UsageError, match=r"11 samples of 1x8x8 are more than") as caught:
         run.predict(n=11)
@@ -619,7 +620,6 @@ def test_points_are_drawn_and_modes_counted(tmp_path):
 
 
 def test_modes_by_hand():
-    from etude.tasks.adversarial import Modes
     from etude.tasks.clouds import Clouds
 
     centres, clouds = Ring().centres, Clouds()

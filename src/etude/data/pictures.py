@@ -27,8 +27,8 @@ from etude.errors import MissingError, UsageError, nearest
 from etude.progress import bars
 
 KEPT_BYTES = 2 << 30
-TEST_SHARE = 0.1
-"""Of a folder's pictures."""
+TEST_SHARE, TEST_LEAST = 0.1, 6
+"""Of a folder's pictures, and how many at least."""
 SCALES = (2, 4, 8)
 """Photographs are made so many times smaller before patches are cut of them."""
 TEST_PATCHES = 2000
@@ -116,7 +116,8 @@ class PictureSet(LatentSet):
                 hint=f"--data.path DIR, with pictures of {', '.join(folder.SUFFIXES)}",
             )
         hashes = [folder.path_hash(path, root) for path in paths]
-        limit = min(max(TEST_SHARE, sorted(hashes)[1]), max(hashes))  # at least one for each
+        # of few pictures as many for the test as samples can be compared with, and one to learn from
+        limit = min(max(TEST_SHARE, sorted(hashes)[min(TEST_LEAST, len(hashes) - 1)]), max(hashes))
         parts = [p for p, h in zip(paths, hashes) if h >= limit], [p for p, h in zip(paths, hashes) if h < limit]
         self.in_memory = len(paths) * data.channels * data.side**2 <= KEPT_BYTES
         kept = torch.empty(len(paths) * self.in_memory, data.channels, data.side, data.side, dtype=torch.uint8)

@@ -16,8 +16,8 @@ def fashion() -> Recipe:
     rate (Heusel et al. 2017, arXiv 1706.08500), both falling to 0: after as many minutes on one core the distance was
     4.4 where five steps at 1e-4 had left it at 12 and two at 3e-4 at 6.5.
 
-    Fréchet distance 0.831, precision 0.79, recall 0.74 on the test split (features of `cnn.fashion_features`; seed 0) in
-    55 min 24 s on one core of an AMD EPYC that had other trainings beside it; alone on both cores a step takes 94 ms,
+    Fréchet distance 0.831, precision 0.79, recall 0.74 on the test split (features of `cnn.fashion_features`, seed 0)
+    in 55 min 24 s on one core of an AMD EPYC, other trainings beside it; alone on both cores a step takes 94 ms,
     which makes 25 min.
     """
     return Recipe(

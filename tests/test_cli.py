@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 
 from etude import catalog
-from etude.cli import VERBS, _flag_type, _said_of_fields, main
+from etude.cli import VERBS, main
+from etude.cli.flags import flag_type, said_of_fields
 from etude.tasks.language_model import Continue
 
 
@@ -152,14 +153,14 @@ def test_predict_files_folders_and_samples(capsys, own, tmp_path):
 
 
 def test_types_of_flags():
-    assert _flag_type(int | None) == {"type": int}
-    assert _flag_type(str) == {"type": str}
-    assert _flag_type(tuple[int, int] | None) == {"type": int, "nargs": 2, "metavar": ("A", "B")}
-    assert _flag_type(Literal["length", "gnmt"] | None) == {"choices": ("length", "gnmt")}
+    assert flag_type(int | None) == {"type": int}
+    assert flag_type(str) == {"type": str}
+    assert flag_type(tuple[int, int] | None) == {"type": int, "nargs": 2, "metavar": ("A", "B")}
+    assert flag_type(Literal["length", "gnmt"] | None) == {"choices": ("length", "gnmt")}
 
 
 def test_flags_of_a_task_say_what_they_mean():
-    said = _said_of_fields(Continue)
+    said = said_of_fields(Continue)
     assert said["stop"] == "Text before which to stop." and set(said) == {f.name for f in fields(Continue)}
 
 

@@ -610,6 +610,17 @@ def test_the_generator_is_exported_as_plain_weights(run, tmp_path, capsys):
     assert (run.path / "weights.safetensors").read_bytes() == before
 
 
+def test_weights_of_a_later_stage_are_kept_whatever_those_before_measured(tmp_path, monkeypatch):
+    """A picture of 4x4 pixels may be measured as nearer to the data than one of 8x8, which is what is wanted."""
+    distances = iter([1.0, 5.0, 4.0, 6.0, 9.0])
+    monkeypatch.setattr("etude.tasks.clouds.frechet", lambda real, made: next(distances))
+    recipe = growing(**{"data.validation": 60, "steps": 8, "eval_every": 2})
+    done = train(recipe, run=tmp_path / "run", quiet=True, device="cpu")
+    measured = [line["eval"] for line in done.metrics if line.get("split") == "validation"]
+    assert [(one["side"], one["frechet"]) for one in measured] == [(4, 1.0), (8, 5.0), (8, 4.0), (8, 6.0)]
+    assert done.result["best"] == {"step": 6, "frechet": 4.0, "split": "validation", "side": 8}
+
+
 def test_points_are_drawn_and_modes_counted(tmp_path):
     done = train(RECIPES["ring"], run=tmp_path / "run", quiet=True, device="cpu")
     assert {"modes", "near", "frechet", "wasserstein"} <= set(done.result["eval"])

@@ -394,11 +394,15 @@ class Trainer:
         said = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self.log(f"step {self.step}  {split}  {said}")
         sign = 1 if task.higher_is_better else -1
-        better = self.best is None or sign * score > sign * self.best[task.measure]
+        now = {"step": self.step, task.measure: score, "split": split}
+        if task.stage:
+            now[task.stage] = values[task.stage]
+        rank = [(one.get(task.stage, 0), sign * one[task.measure]) for one in (now, self.best) if one]
+        better = self.best is None or rank[0] > rank[1]
         # without held-out samples nothing may be chosen by the test split: the last weights are kept
         if better or not held_out:
             if self._keep_weights(final=final):
-                self.best = {"step": self.step, task.measure: score, "split": split}
+                self.best = now
             self.since_best = 0
         else:
             self.since_best += 1

@@ -81,6 +81,8 @@ class Task:
     measure: ClassVar[str] = "loss"
     """The name in `evaluate`'s result by which runs are compared."""
     higher_is_better: ClassVar[bool] = False
+    stage: ClassVar[str] = ""
+    """The name of a measure that grows in stages: weights of a later stage are kept whatever those before measured."""
     ask: ClassVar[type[Ask]] = Ask
     """What can be asked of `predict` besides its inputs."""
     by_line: ClassVar[bool] = False

@@ -31,6 +31,7 @@ class Progressive(WGANGP):
     """Progressive growing."""
 
     balanced: ClassVar[str] = ""
+    stage: ClassVar[str] = "side"
     critic_steps: int = 1
     drift: float = 0.001
     """Of the mean of f(x)^2 over real samples."""

@@ -1,9 +1,6 @@
 """Two processes over gloo equal one: weights, optimiser, averages, and measures of a data set of prime size."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,32 +9,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 from etude.engine.parallel import SyncBatchNorm
+from processes import launch
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 NAMES = ["batchnorm", "accumulated", "sgd", "held-out", "sharded"]
 
 
-def launch(directory: Path, processes: int) -> None:
-    command = [sys.executable, str(WORKER), str(directory)]
-    if processes > 1:
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            f"--nproc-per-node={processes}",
-            "--master-port=29533",
-            *command[1:],
-        ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 @pytest.fixture(scope="module")
 def both(tmp_path_factory) -> tuple[Path, Path]:
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    launch(one, 1)
-    launch(two, 2)
+    launch(WORKER, one, processes=1, port=29533)
+    launch(WORKER, two, processes=2, port=29533)
     return one, two
 
 

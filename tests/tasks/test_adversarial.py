@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +35,9 @@ from etude.tasks.generative import Make, Modes, _smaller
 from etude.tasks.made import Made, slerp
 from etude.tasks.progressive import Progressive
 from etude.weights import load_weights
+from processes import launch
+
+WORKER = Path(__file__).with_name("adversarial_worker.py")
 
 
 class Linear(nn.Module):
@@ -325,22 +325,11 @@ def test_the_forgotten_optimiser_is_as_if_just_made(wholes):
     done.optimizers["critic"].state.update(kept)
 
 
-def launch(directory: Path, processes: int) -> None:
-    worker = Path(__file__).with_name("adversarial_worker.py")
-    command = [sys.executable, str(worker), str(directory)]
-    if processes > 1:
-        torchrun = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=29547"]
-        command = [sys.executable, *torchrun, *command[1:]]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 @pytest.fixture(scope="module")
 def both(tmp_path_factory) -> tuple[Path, Path]:
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    launch(one, 1)
-    launch(two, 2)
+    launch(WORKER, one, processes=1, port=29547)
+    launch(WORKER, two, processes=2, port=29547)
     return one, two
 
 

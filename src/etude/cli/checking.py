@@ -42,10 +42,8 @@ def bench(arguments: list[str]) -> int:
     from etude.bench import kept, machine
     from etude.bench import run as run_bench
 
-    if options.out:
-        kept(
-            {"machine": machine(options.threads), "rows": []}, Path(options.out)
-        )  # refused before minutes of measuring
+    if options.out:  # refused before minutes of measuring
+        kept({"machine": machine(options.threads), "rows": []}, Path(options.out))
     document = run_bench(options.systems, threads=options.threads, compiled=options.compile)
     if options.out:
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)

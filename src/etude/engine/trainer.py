@@ -397,8 +397,11 @@ class Trainer:
         now = {"step": self.step, task.measure: score, "split": split}
         if task.stage:
             now[task.stage] = values[task.stage]
-        rank = [(one.get(task.stage, 0), sign * one[task.measure]) for one in (now, self.best) if one]
-        better = self.best is None or rank[0] > rank[1]
+
+        def rank(kept: dict[str, Any]) -> tuple[float, float]:
+            return kept.get(task.stage, 0), sign * kept[task.measure]
+
+        better = self.best is None or rank(now) > rank(self.best)
         # without held-out samples nothing may be chosen by the test split: the last weights are kept
         if better or not held_out:
             if self._keep_weights(final=final):

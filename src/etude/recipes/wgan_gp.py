@@ -13,12 +13,12 @@ GENERATOR = Optim("adam", lr=3e-4, betas=(0.0, 0.9))
 
 def fashion() -> Recipe:
     """WGAN-GP on Fashion-MNIST, 32x32. In place of the paper's five critic steps at 1e-4 one, at twice the generator's
-    rate (Heusel et al. 2017, arXiv 1706.08500), both falling to 0: after as many minutes on one core the distance was
-    4.4 where five steps at 1e-4 had left it at 12 and two at 3e-4 at 6.5.
+    rate (Heusel et al. 2017, arXiv 1706.08500), both falling to 0. On one busy core that had brought the distance to
+    4.4 in five and a half minutes; two steps at 3e-4 to 6.9 in five, five at 1e-4 to 17 in more than nine.
 
     Fréchet distance 0.831, precision 0.79, recall 0.74 on the test split (features of `cnn.fashion_features`, seed 0)
     in 55 min 24 s on one core of an AMD EPYC, other trainings beside it; alone on both cores a step takes 94 ms,
-    which makes 25 min.
+    which would make 25 min.
     """
     return Recipe(
         name="wgan_gp.fashion",

@@ -201,6 +201,9 @@ MISTAKES = [
     (["train", "zzzz.qqqq"], 2, "etude list"),
     (["train", "mlp.digits", "--step", "5"], 2, "did you mean --steps"),
     (["train", "mlp.digits", "--lr", "5"], 2, "did you mean --optim.lr"),
+    (["train", "mlp.digits", "--out", "x"], 2, "etude train mlp.digits --help"),  # no flag is near
+    (["train", "mlp.digits", "--model.in-features", "60", "--dry-run"], 2, "--model.in-features 64"),
+    (["train", "resnet.digits", "--model.in-channels", "3", "--dry-run"], 2, "--model.in-channels 1"),
     (["train", "mlp.digits", "--steps", "many"], 2, "--steps"),
     (["train", "mlp.digits", "--optim.name", "sdg"], 2, "sdg"),
     (["train", "mlp.digits", "--batch-size", "0"], 2, "batch_size is 0"),

@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from etude.data import debian_pairs as made
-from etude.data import fetch
+from etude.data import fetch, remotes
 from etude.errors import MissingError
 
 PAGE = """<html><body><h1 id="hd_1" dir="auto">{0}</h1>
@@ -125,4 +125,4 @@ def test_only_one_way_and_never_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("ETUDE_HOME", str(tmp_path))
     with pytest.raises(MissingError, match="ETUDE_OFFLINE"):
         fetch.get("en-de", offline=True)
-    assert fetch.REMOTES["en-zh"].made_by == ("official",)
+    assert remotes.REMOTES["en-zh"].made_by == ("official",)

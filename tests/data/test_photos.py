@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from etude.data import fetch, photos
-from etude.data.fetch import Debian, File, Remote
+from etude.data import fetch, photos, remotes
+from etude.data.remotes import Debian, File, Remote
 from etude.errors import MissingError, RefusedError
 
 
 def test_every_photograph_has_one_name_and_one_split(tmp_path: Path):
     everything = photos.files(path=str(tmp_path))
-    debian = fetch.REMOTES["photos"].debian
+    debian = remotes.REMOTES["photos"].debian
     assert debian and len(everything) == len(debian.files) == len({file.sha256 for file in debian.files}) == 23
     splits = [photos.files(split, path=str(tmp_path)) for split in photos.SPLITS]
     assert [len(split) for split in splits] == [16, 2, 5]
@@ -39,7 +39,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes
                     info.size = len(data)
                 tar.addfile(info, io.BytesIO(data or b""))
     files = tuple(File(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in wanted.items())
-    monkeypatch.setitem(fetch.REMOTES, "photos", Remote(debian=Debian("a b", "usr/share", files)))
+    monkeypatch.setitem(remotes.REMOTES, "photos", Remote(debian=Debian("a b", "usr/share", files)))
     bin = tmp_path / "bin"
     bin.mkdir()
     download = f"cp {tmp_path}/*.tar . && for f in *.tar; do mv $f $f.deb; done"

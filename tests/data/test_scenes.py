@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from etude.data import photos
-from etude.data.fetch import REMOTES
+from etude.data.remotes import REMOTES
 from etude.data.scenes import FRAME, GROUND, SPLITS, Scenes, _estranged
 from etude.errors import UsageError
 

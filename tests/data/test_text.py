@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etude.data import fetch, sword
-from etude.data.fetch import Debian, File, Remote
+from etude.data import fetch, remotes, sword
+from etude.data.remotes import Debian, File, Remote
 from etude.data.text import UNKNOWN, Text, TextDataset, Vocabulary
 from etude.errors import MissingError, RefusedError, UsageError
 
@@ -78,7 +78,7 @@ def test_get_makes_the_plain_text_with_a_receipt(tmp_path: Path, monkeypatch: py
         for path in sorted(root.iterdir())
     )
     remote = Remote(debian=Debian("sword-text-web", "usr/share/sword/x", files), convert=sword.write_plain)
-    monkeypatch.setitem(fetch.REMOTES, "bible", remote)
+    monkeypatch.setitem(remotes.REMOTES, "bible", remote)
     with pytest.raises(MissingError) as caught:
         Text().load()
     assert caught.value.hint == "etude data get bible"
@@ -100,7 +100,7 @@ def test_an_installed_package_is_read_in_place(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(fetch, "ROOT", tmp_path)
     root = small_bible(tmp_path / "usr")
     files = tuple(File(path.name, path.stat().st_size, "") for path in root.iterdir())
-    monkeypatch.setitem(fetch.REMOTES, "bible", Remote(debian=Debian("sword-text-web", "usr", files)))
+    monkeypatch.setitem(remotes.REMOTES, "bible", Remote(debian=Debian("sword-text-web", "usr", files)))
     assert Text().load() == PLAIN
 
 

@@ -23,7 +23,6 @@ from scipy.sparse import csr_matrix
 from etude.catalog import recipes
 from etude.data.corpus import Corpus
 from etude.data.detection import Boxed, Detection
-from etude.data.fetch import REMOTES
 from etude.data.graphs import Graph
 from etude.data.images import Images
 from etude.data.latents import Latents
@@ -31,6 +30,7 @@ from etude.data.masked import Masked
 from etude.data.pairs import Pairs
 from etude.data.patches import Patches
 from etude.data.pictures import Pictures
+from etude.data.remotes import REMOTES
 from etude.data.scenes import Scenes
 from etude.data.segmentation import Segmentation
 from etude.data.sentences import Sentences

@@ -43,6 +43,7 @@ class MLP(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
+        self.config = config
         widths = (config.in_features, *config.hidden)
         self.hidden = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in pairwise(widths))
         self.activations = nn.ModuleList(ACTIVATIONS[config.activation]() for _ in config.hidden)

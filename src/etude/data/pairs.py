@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from etude.data import debian_pairs, fetch, order, tokenizers
+from etude.data import debian_pairs, fetch, order, remotes, tokenizers
 from etude.data.base import Batch, Data, Dataset, same_source
 from etude.data.text import is_file, lines_named, read_file
 from etude.errors import MissingError, UsageError
@@ -158,7 +158,7 @@ def load_all(data: Pairs) -> tuple[Texts, Texts]:
 
 
 def _known(source: str) -> str:
-    if source not in fetch.REMOTES:
+    if source not in remotes.REMOTES:
         raise UsageError(
             f"there are no pairs {source!r}", hint="en-de, en-fr or en-zh, or pairs of your own: --data.path PAIRS.tsv"
         )

@@ -5,7 +5,7 @@ sizes. Whole photographs are held out, so that nothing of a test picture is ever
 
 from pathlib import Path
 
-from etude.data import fetch
+from etude.data import fetch, remotes
 
 TEST = ("ColorfulCups", "Dune", "EveningGlow", "FallenLeaf", "YellowFlower")
 VALIDATION = ("LadyBird", "OneStandsOut")
@@ -19,7 +19,7 @@ def files(split: str | None = None, path: str = "") -> dict[str, Path]:
     `path`: a folder that holds them as the packages do, instead of the fetched one. MissingError where they are not on
     this machine.
     """
-    debian = fetch.REMOTES["photos"].debian
+    debian = remotes.REMOTES["photos"].debian
     assert debian is not None
     folder = Path(path).expanduser() if path else fetch.path("photos")
     found = {name_of(file.name): folder / file.name for file in debian.files}

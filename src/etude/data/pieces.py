@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from etude.data import fetch, tokenizers
+from etude.data import fetch, remotes, tokenizers
 from etude.data.base import Batch
 from etude.data.text import checked
 from etude.errors import MissingError, RefusedError, UsageError
@@ -37,7 +37,7 @@ def find(vocabulary: str, *, lowercase: bool = True) -> Tokenizer:
     `etude data get` gets."""
     path = Path(vocabulary).expanduser()
     if not path.exists():
-        if vocabulary not in fetch.REMOTES:
+        if vocabulary not in remotes.REMOTES:
             raise MissingError(
                 f"data.vocabulary: there is neither a file {vocabulary} nor a set of this name",
                 hint="--data.vocabulary vocab.txt, as published beside the model's weights",

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from etude.data import cifar, decode, digits, fetch, folder, idx, imagenet
+from etude.data import cifar, decode, digits, fetch, folder, idx, imagenet, remotes
 from etude.errors import MissingError, UsageError
 
 SPLITS = ("train", "test")
@@ -75,9 +75,9 @@ class Source:
     read_files: Callable[[Path, str], Files] | None = None
 
     @property
-    def remote(self) -> fetch.Remote | None:
+    def remote(self) -> remotes.Remote | None:
         """Official addresses, checksums and mirror package; None for what the package carries."""
-        return fetch.REMOTES.get(self.name)
+        return remotes.REMOTES.get(self.name)
 
     def load(self, split: str, path: str = "") -> ImageArrays | ImageFiles:
         """Reads "train" or "test" from the folder `path`, or from where `etude data get` put it.
@@ -86,7 +86,7 @@ class Source:
         """
         if split not in SPLITS:
             raise UsageError(f"{self.name} has no split {split!r}", hint=f"one of {', '.join(SPLITS)}")
-        if path and self.name in fetch.SHIPPED:
+        if path and self.name in remotes.SHIPPED:
             raise UsageError(f"{self.name} comes with the package and takes no path", hint="leave --data.path out")
         root = Path(path).expanduser() if path else fetch.path(self.name)
         if not root.exists():

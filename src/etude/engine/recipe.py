@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from etude.data import fetch
+from etude.data import fetch, remotes
 from etude.data.base import Data
 from etude.engine.optim import Optim, Schedule, by_player
 from etude.errors import MissingError, RefusedError, UsageError, nearest
@@ -65,7 +65,7 @@ class Start:
         """The weight file."""
         path = Path(self.weights).expanduser()
         if not path.exists():
-            if self.weights not in fetch.REMOTES:
+            if self.weights not in remotes.REMOTES:
                 raise MissingError(
                     f"start.weights: there is neither a file {self.weights} nor a set of this name",
                     hint="etude data list",

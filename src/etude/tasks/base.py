@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor, nn
 
 from etude.data.base import Batch, Data, Dataset
+from etude.errors import UsageError
 from etude.tasks.metrics import Metric
 
 Logs = dict[str, Tensor]
@@ -36,6 +37,19 @@ class Update:
     def reset(self, player: str) -> None:
         """Have a player's optimiser begin anew: what it remembers of earlier gradients is dropped."""
         self.forget(player)
+
+
+def check_channels(model: nn.Module, given: int, *, player: str = "", otherwise: str = "") -> None:
+    """UsageError where a network's config says other channels than the `given` ones of the data's pictures.
+
+    `player` is the network's name where several are trained; `otherwise`, another remedy for the hint.
+    """
+    taken = getattr(getattr(model, "config", None), "in_channels", given)
+    if taken != given:
+        raise UsageError(
+            f"the {player or 'model'} takes pictures of {taken} channels, and the data's have {given}",
+            hint=f"{otherwise}--model{player and f'.{player}'}.in-channels {given}",
+        )
 
 
 class Result(Protocol):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from etude.data.base import Batch, Data, Dataset
 from etude.errors import UsageError
-from etude.tasks.base import Block, LossLogs, Task
+from etude.tasks.base import Block, LossLogs, Task, check_channels
 from etude.tasks.metrics import Confusion, Mean, Metric, Worst
 from etude.tasks.ranked import Ranked, confusion_block, draw_bars
 
@@ -46,10 +46,15 @@ class Classify(Task):
     def check(self, model: nn.Module, dataset: Dataset) -> None:
         """Whether the model takes the pictures, and has an output for each class."""
         image = dataset.finish(dataset.fetch("test", [0]))["image"]
+        check_channels(model, image.shape[1])
         try:
             outputs = model.eval()(image).shape[1]
         except RuntimeError as error:
-            raise UsageError(f"the model does not take pictures of shape {tuple(image.shape[1:])}: {error}") from error
+            features = hasattr(getattr(model, "config", None), "in_features")
+            raise UsageError(
+                f"the model does not take pictures of shape {tuple(image.shape[1:])}: {error}",
+                hint=f"--model.in-features {image[0].numel()}" if features else "",
+            ) from error
         model.train()
         classes = len(dataset.facts["classes"])
         if outputs != classes:

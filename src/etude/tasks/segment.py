@@ -21,7 +21,7 @@ from etude.data.segmentation import Segmentation, SegmentationDataset, to_pictur
 from etude.errors import UsageError
 from etude.nn.tiles import tiled
 from etude.tasks import overlay
-from etude.tasks.base import Ask, Block, LossLogs, Task
+from etude.tasks.base import Ask, Block, LossLogs, Task, check_channels
 from etude.tasks.metrics import Mean, Metric
 from etude.tasks.overlap import Cases, Distances, Overlap, counts, hausdorff95
 
@@ -103,13 +103,8 @@ class Segment(Task):
         """Whether the model takes the pictures, and has an output for each class."""
         batch = {n: v[..., :32, :32] if n in ("image", "mask") else v for n, v in dataset.fetch("test", [0]).items()}
         image = dataset.finish(batch)["image"]
-        given, taken = image.shape[1], getattr(getattr(model, "config", None), "in_channels", None)
-        if taken not in (given, None):
-            other = f"--data.channels {taken} or " if taken in decode.MODES else ""
-            raise UsageError(
-                f"the model takes pictures of {taken} channels, and the data's have {given}",
-                hint=f"{other}--model.in-channels {given}",
-            )
+        taken = getattr(getattr(model, "config", None), "in_channels", None)
+        check_channels(model, image.shape[1], otherwise=f"--data.channels {taken} or " if taken in decode.MODES else "")
         try:
             outputs = model.eval()(image).shape[1]
         except RuntimeError as error:

@@ -22,13 +22,13 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from etude.data import deep, fetch
+from etude.data import deep, fetch, remotes
 from etude.data.base import Batch, Data, Dataset
 from etude.data.resize import imresize, to_bytes
 from etude.errors import MissingError, RefusedError, UsageError
 from etude.nn.tiles import Progress, tiled
 from etude.progress import bars
-from etude.tasks.base import Ask, Block, Logs, LossLogs, Task, Update
+from etude.tasks.base import Ask, Block, Logs, LossLogs, Task, Update, check_channels
 from etude.tasks.fidelity import psnr, ssim
 from etude.tasks.metrics import Mean, Metric
 from etude.weights import load_weights, read_tensors
@@ -79,7 +79,7 @@ class SuperResolve(Task):
     def check(self, model: nn.Module, dataset: Dataset) -> None:
         """Whether the model enlarges as the data is made smaller."""
         generator = generator_of(model)
-        _check_channels(generator, "model" if generator is model else "generator")
+        check_channels(generator, 3, player="" if generator is model else "generator")
         scale = generator.scale
         if scale != dataset.facts["scale"]:
             raise UsageError(
@@ -184,7 +184,7 @@ class SuperResolveAdversarial(SuperResolve):
         super().check(model, dataset)
         size = dataset.finish(dataset.fetch("train", [0]))["high"].shape[-1]
         discriminator: Any = model.get_submodule("discriminator")
-        _check_channels(discriminator, "discriminator")
+        check_channels(discriminator, 3, player="discriminator")
         side = discriminator.config.side
         if side != size:
             raise UsageError(
@@ -236,16 +236,6 @@ def relativistic(higher: Tensor, lower: Tensor) -> Tensor:
     half of equations 1 and 2, as in the authors' code. The means are over the part of the batch at hand."""
     higher, lower = higher.float(), lower.float()
     return 0.5 * (F.softplus(lower.mean() - higher).mean() + F.softplus(lower - higher.mean()).mean())
-
-
-def _check_channels(module: Any, name: str) -> None:
-    """UsageError where a network does not take pictures of three channels; `name` is its player's, or "model"."""
-    if (channels := module.config.in_channels) != 3:
-        player = "" if name == "model" else f".{name}"
-        raise UsageError(
-            f"the {name} takes pictures of {channels} channels, and the data's have 3",
-            hint=f"--model{player}.in-channels 3",
-        )
 
 
 def generator_of(model: nn.Module) -> Any:
@@ -304,7 +294,7 @@ def _filled(config: Any, other: str, stamp: int) -> dict[str, Tensor]:
 def _features(config: Any, weights: str, device: torch.device) -> nn.Module:
     """The network of features in evaluation mode, its weights fixed; read once a process."""
     path = Path(weights).expanduser()
-    if not path.is_file() and weights in fetch.REMOTES:
+    if not path.is_file() and weights in remotes.REMOTES:
         path = next(iter(sorted(fetch.path(weights).glob("*.pth"))), path)
     if not path.is_file():
         raise MissingError(

@@ -69,6 +69,7 @@ class CNN(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
+        self.config = config
         maps = (config.in_channels, *config.channels)
         self.blocks = nn.Sequential(*(Block(d_in, d_out, config) for d_in, d_out in pairwise(maps)))
         widths = (maps[-1] * config.places**2, *config.hidden)

@@ -114,6 +114,7 @@ class MobileNetV1(nn.Module):
 
     def __init__(self, config: ConfigV1):
         super().__init__()
+        self.config = config
         channels = scaled(32, config.width_multiplier)
         stem = conv_bn(config.in_channels, channels, 3, config.stem_stride)
         self.features = nn.Sequential(nn.Sequential(*stem, nn.ReLU(inplace=True)))
@@ -133,6 +134,7 @@ class MobileNetV2(nn.Module):
 
     def __init__(self, config: ConfigV2):
         super().__init__()
+        self.config = config
         channels = scaled(32, config.width_multiplier)
         last = scaled(1280, max(1.0, config.width_multiplier))
         stem = conv_bn(config.in_channels, channels, 3, config.stem_stride)

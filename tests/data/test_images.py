@@ -213,3 +213,16 @@ def test_bad_settings(change, error, words, monkeypatch, tmp_path):
     monkeypatch.setenv("ETUDE_HOME", str(tmp_path))
     with pytest.raises(error, match=words):
         Images(**{"source": "digits", "mean": (0.3,), "std": (0.4,)} | change).open()
+
+
+def test_another_folder_is_measured_by_the_classes_that_were_learned(folder):
+    data = Images(source="folder", path=str(folder), size=8)
+    own = data.open()
+    known = sorted(["aardvark", *own.facts["classes"]])  # one more, first, so that the folder's own counting is another
+    again = data.reopen({"source": "folder", "classes": known})
+    assert again.facts["classes"] == known and again.sizes == own.sizes
+    assert torch.equal(again.fetch("test", [0, 1])["label"], own.fetch("test", [0, 1])["label"] + 1)
+    assert torch.equal(again.fetch("test", [0, 1])["image"], own.fetch("test", [0, 1])["image"])
+    assert data.reopen({"classes": ["0", "1", "2"]}).facts == own.facts  # weights of elsewhere know numbers
+    with pytest.raises(UsageError, match="which the run has not learned: it knows zebra"):
+        data.reopen({"source": "folder", "classes": ["zebra"]})

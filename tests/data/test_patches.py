@@ -1,6 +1,7 @@
 """Patches: what a batch holds, that it is pure, that nothing leaks between splits, and what is refused."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -197,3 +198,18 @@ def test_a_link_from_train_to_test_is_refused(data: Patches, tmp_path: Path):
     os.symlink(tmp_path / "test" / "p0.png", tmp_path / "train" / "again.png")
     with pytest.raises(UsageError, match="is in train and in test"):
         data.open()
+
+
+def test_all_of_another_folder_is_measured_on(tmp_path: Path):
+    data = Patches(source="folder", path=str(write(tmp_path / "own", 12)), size=16)
+    facts = data.open().facts
+    other = replace(data, path=str(write(tmp_path / "other", 1))).reopen(facts)  # of one, training would leave none
+    assert other.sizes == {"test": 1} and other.facts["pictures"] == {"test": ["p0"]}
+    (tmp_path / "own").rename(tmp_path / "moved")
+    moved = replace(data, path=str(tmp_path / "moved")).reopen(facts)
+    assert moved.facts["pictures"] == facts["pictures"] and moved.sizes["train"] == facts["sizes"]["train"]
+    write(tmp_path / "other" / "test", 2)
+    assert replace(data, path=str(tmp_path / "other")).reopen(facts).sizes == {"test": 2}
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UsageError, match="no pictures for train"):
+        replace(data, path=str(tmp_path / "none")).reopen(facts)

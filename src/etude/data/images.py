@@ -1,7 +1,7 @@
 """`Images`: labelled pictures of any source, augmented as whole batches, normalised, optionally mixed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,11 @@ class Images(Data):
         """Read or find all splits."""
         return ImageDataset(self)
 
+    def reopen(self, facts: dict[str, Any]) -> "ImageDataset":
+        """With the classes that the run has learned, in their order: a folder may lack some, and one of another name is
+        a UsageError. Weights of elsewhere, which have no source, say only how many classes they know."""
+        return ImageDataset(self, tuple(facts["classes"]) if "source" in facts else ())
+
     def prepare(self, raw: Any) -> Tensor:
         """A path, bytes, PIL image, array or tensor -> (C, side, side) uint8, as the test split's pictures are made.
 
@@ -114,12 +119,27 @@ def _evenly(rows: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
     return rows[np.argsort(turn, kind="stable")[:count]]
 
 
+def _counted(held: ImageArrays | ImageFiles, classes: tuple[str, ...], data: Images) -> ImageArrays | ImageFiles:
+    """The same pictures, their labels counted by `classes`."""
+    if unknown := [name for name in held.classes if name not in classes]:
+        raise UsageError(
+            f"{data.path or data.source} has the class {unknown[0]!r}, which the run has not learned: it knows "
+            f"{', '.join(classes)}"[:300],
+            hint="name the folders after the run's classes",
+        )
+    places = torch.tensor([classes.index(name) for name in held.classes])
+    return replace(held, labels=places[held.labels], classes=classes)
+
+
 class ImageDataset(Dataset):
     """Opened pictures: {"image": (B, C, H, W) uint8 until finished, "label": (B,), "index": (B,)}."""
 
-    def __init__(self, data: Images):
+    def __init__(self, data: Images, learned: tuple[str, ...] = ()):
+        """`learned`: the classes by which labels are counted, where they are not the data's own."""
         self.data = data
         train, test = (source(data.source).load(split, data.path) for split in ("train", "test"))
+        if learned and train.classes != learned:
+            train, test = (_counted(found, learned, data) for found in (train, test))
         self.in_memory = isinstance(train, ImageArrays)
         if isinstance(train, ImageArrays) and train.images.shape[1] != len(data.mean):
             raise UsageError(

@@ -75,7 +75,16 @@ class Patches(Data):
         return PatchSet(self)
 
     def reopen(self, facts: dict[str, Any]) -> "PatchSet":
-        """As opened; UsageError where a run's own folder has by now other pictures to measure on."""
+        """As opened; UsageError where a run's own folder has by now other pictures to measure on. Of another folder's
+        pictures nothing was learned: all are the test split, or those in its folder test. A folder that holds back
+        just the run's own test pictures is the run's, moved."""
+        root = Path(self.path).expanduser()
+        if self.source == "folder" and root.is_dir() and str(root.resolve()) != facts.get("folder"):
+            apart = (root / "test").is_dir()
+            found = distinct(pictures(root / "test" if apart else root))
+            held = found if apart else held_out(found, root)["test"]
+            if found and sorted(_named(held, root)) != sorted(facts.get("pictures", {}).get("test", ())):
+                return PatchSet(self, {"test": _named(found, root)})
         opened = PatchSet(self)
         if opened.facts["folder"] == facts.get("folder") and opened.facts["pictures"] != facts["pictures"]:
             raise UsageError(
@@ -108,10 +117,7 @@ class Patches(Data):
                     f"{root} has no pictures for {split}",
                     hint=f"two or more, in it or in train and test, of {', '.join(SUFFIXES)}",
                 )
-        return {
-            split: {str(path.relative_to(root).with_suffix("")): path for path in files}
-            for split, files in found.items()
-        }
+        return {split: _named(files, root) for split, files in found.items()}
 
     def prepare(self, raw: Any) -> Tensor:
         """A path, bytes, PIL image, array or tensor -> (C, h, w) uint8 or uint16, as `deep.open_picture` reads it: a
@@ -136,6 +142,11 @@ def held_out(paths: Sequence[Path], root: Path) -> dict[str, list[Path]]:
     return {"train": [p for p in paths if p not in test], "test": test}
 
 
+def _named(paths: Sequence[Path], root: Path) -> dict[str, Path]:
+    """By their names below `root`, without the ending."""
+    return {str(path.relative_to(root).with_suffix("")): path for path in paths}
+
+
 def distinct(paths: Sequence[str]) -> list[Path]:
     """Each picture once, under the first of its names, where links give it several."""
     return list({Path(path).resolve(): Path(path) for path in reversed(paths)}.values())[::-1]
@@ -147,9 +158,10 @@ class PatchSet(Dataset):
     "index"}, floats of 0 to 1.
     """
 
-    def __init__(self, data: Patches):
+    def __init__(self, data: Patches, files: dict[str, dict[str, Path]] | None = None):
+        """`files`: split -> name -> picture, where not as the data says."""
         self.data = data
-        files = data.files()
+        files = data.files() if files is None else files
         self.pictures = {split: list(named.values()) for split, named in files.items()}
         total = 0
         for split, paths in self.pictures.items():
@@ -168,7 +180,8 @@ class PatchSet(Dataset):
         self._load = lru_cache(maxsize=None if self.in_memory else 2)(self._decode)
         self._places = lru_cache(maxsize=None if self.in_memory else 2)(self._weigh)
         self.sizes = {split: len(paths) for split, paths in self.pictures.items()}
-        self.sizes["train"] *= data.per_picture
+        if "train" in files:
+            self.sizes["train"] *= data.per_picture
         names = {split: list(named) for split, named in files.items() if split != "train"}
         self.facts = {"source": data.source, "sizes": self.sizes, "scale": data.scale, "pictures": names}
         self.facts["folder"] = str(Path(data.path).expanduser().resolve()) if data.path else ""

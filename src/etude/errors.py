@@ -53,5 +53,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """ "did you mean X?" for the nearest known name, or nothing if none is near. A flag's dashes count for nothing, or
     any two short flags would be near."""
     names = {one.lstrip("-"): one for one in known}
-    found = difflib.get_close_matches(name.lstrip("-"), names, 1, cutoff=0.55)
+    found = difflib.get_close_matches(name.lstrip("-"), names, 1, cutoff=0.55 if name[:1] == "-" else 0.5)
     return f"did you mean {names[found[0]]}?" if found else ""

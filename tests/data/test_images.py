@@ -1,5 +1,6 @@
 """`Images`: splits, purity, normalisation, Mixup by hand, folders."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -226,3 +227,9 @@ def test_another_folder_is_measured_by_the_classes_that_were_learned(folder):
     assert data.reopen({"classes": ["0", "1", "2"]}).facts == own.facts  # weights of elsewhere know numbers
     with pytest.raises(UsageError, match="which the run has not learned: it knows zebra"):
         data.reopen({"source": "folder", "classes": ["zebra"]})
+    words = [known[0], "n01440764 tench"]
+    synsets = Images(source="folder", path=str(folder), size=8)
+    for split in ("train", "val"):
+        (folder / split / "cat").rename(folder / split / "n01440764")
+        shutil.rmtree(folder / split / "dog")
+    assert synsets.reopen({"source": "folder", "classes": words}).fetch("test", [0])["label"].tolist() == [1]

@@ -1,6 +1,7 @@
 """Patches: what a batch holds, that it is pure, that nothing leaks between splits, and what is refused."""
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -205,11 +206,28 @@ def test_all_of_another_folder_is_measured_on(tmp_path: Path):
     facts = data.open().facts
     other = replace(data, path=str(write(tmp_path / "other", 1))).reopen(facts)  # of one, training would leave none
     assert other.sizes == {"test": 1} and other.facts["pictures"] == {"test": ["p0"]}
-    (tmp_path / "own").rename(tmp_path / "moved")
-    moved = replace(data, path=str(tmp_path / "moved")).reopen(facts)
-    assert moved.facts["pictures"] == facts["pictures"] and moved.sizes["train"] == facts["sizes"]["train"]
+    same_names = write(tmp_path / "namesakes", 12, size=(64, 52))
+    assert replace(data, path=str(same_names)).reopen(facts).sizes == {"test": 12}
     write(tmp_path / "other" / "test", 2)
     assert replace(data, path=str(tmp_path / "other")).reopen(facts).sizes == {"test": 2}
     (tmp_path / "none").mkdir()
     with pytest.raises(UsageError, match="no pictures for train"):
         replace(data, path=str(tmp_path / "none")).reopen(facts)
+
+
+def test_a_moved_folder_is_the_runs_own(tmp_path: Path):
+    data = Patches(source="folder", path=str(write(tmp_path / "own", 12)), size=16)
+    facts = data.open().facts
+    (tmp_path / "own").rename(tmp_path / "moved")
+    moved = replace(data, path=str(tmp_path / "moved"))
+    assert moved.reopen(facts).facts | {"folder": ""} == facts | {"folder": ""}
+    write(tmp_path / "moved" / "added", 30)  # so that others are held back too: none learned from may be measured on
+    with pytest.raises(UsageError, match="are others than when"):
+        moved.reopen(facts)
+    apart = Patches(source="folder", path=str(tmp_path / "apart"), size=16)
+    for part in ("train", "test"):
+        write(tmp_path / "apart" / part, 2)
+    facts = apart.open().facts
+    (tmp_path / "copy").mkdir()
+    shutil.copytree(tmp_path / "apart" / "test", tmp_path / "copy" / "test")
+    assert replace(apart, path=str(tmp_path / "copy")).reopen(facts).sizes == {"test": 2}

@@ -113,6 +113,7 @@ def test_what_does_not_fit_is_told_before_training(tmp_path: Path):
     fits = AdversarialConfig(TINY, DiscriminatorConfig(side=32, width=2)).build()
     task = SuperResolveAdversarial(features=perceptual.Config("vgg19"), features_weights="nothing.pth")
     task.check(fits.eval(), opened)  # to measure, features are not needed
+    task.check(fits.eval(), opened.data.reopen(opened.facts | {"folder": "elsewhere", "bytes": {"other": 1}}))
     with pytest.raises(MissingError, match="neither a file"):
         task.check(fits.train(), opened)
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from etude.data import decode, folder, order
+from etude.data import decode, folder, imagenet, order
 from etude.data.augment import Augment
 from etude.data.base import Batch, Data, Dataset
 from etude.data.sources import ImageArrays, ImageFiles, source
@@ -120,15 +120,22 @@ def _evenly(rows: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def _counted(held: ImageArrays | ImageFiles, classes: tuple[str, ...], data: Images) -> ImageArrays | ImageFiles:
-    """The same pictures, their labels counted by `classes`."""
-    if unknown := [name for name in held.classes if name not in classes]:
+    """The same pictures, their labels counted by `classes`. Of ImageNet's, the number of a synset is the name: its word
+    depends on which files lie beside the pictures."""
+    numbers = {_name(name): label for label, name in enumerate(classes)}
+    if unknown := [name for name in held.classes if _name(name) not in numbers]:
+        known = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
         raise UsageError(
-            f"{data.path or data.source} has the class {unknown[0]!r}, which the run has not learned: it knows "
-            f"{', '.join(classes)}"[:300],
-            hint="name the folders after the run's classes",
+            f"{data.path or data.source} has the class {unknown[0]!r}, which the run has not learned: it knows {known}",
+            hint="name the folders after the run's classes" if data.source == "folder" else "",
         )
-    places = torch.tensor([classes.index(name) for name in held.classes])
+    places = torch.tensor([numbers[_name(name)] for name in held.classes])
     return replace(held, labels=places[held.labels], classes=classes)
+
+
+def _name(name: str) -> str:
+    number = name.split(" ")[0]
+    return number if imagenet.WNID.fullmatch(number) else name
 
 
 class ImageDataset(Dataset):
@@ -146,7 +153,10 @@ class ImageDataset(Dataset):
                 f"pictures of {data.source} have {train.images.shape[1]} channels, data.mean has {len(data.mean)}"
             )
         if data.validation >= len(train):
-            raise UsageError(f"data.validation is {data.validation}, of only {len(train)} training samples")
+            raise UsageError(
+                f"data.validation is {data.validation}, of only {len(train)} training samples",
+                hint="--data.validation 0",
+            )
         shuffled = order.permutation(0x5EED, 0, len(train))
         held_out, rows = shuffled[: data.validation], shuffled[data.validation :]
         if data.subset is not None:

@@ -75,18 +75,20 @@ class Patches(Data):
         return PatchSet(self)
 
     def reopen(self, facts: dict[str, Any]) -> "PatchSet":
-        """As opened; UsageError where a run's own folder has by now other pictures to measure on. Of another folder's
-        pictures nothing was learned: all are the test split, or those in its folder test. A folder that holds back
-        just the run's own test pictures is the run's, moved."""
-        root = Path(self.path).expanduser()
-        if self.source == "folder" and root.is_dir() and str(root.resolve()) != facts.get("folder"):
-            apart = (root / "test").is_dir()
-            found = distinct(pictures(root / "test" if apart else root))
-            held = found if apart else held_out(found, root)["test"]
-            if found and sorted(_named(held, root)) != sorted(facts.get("pictures", {}).get("test", ())):
-                return PatchSet(self, {"test": _named(found, root)})
+        """As opened; UsageError where a run's own folder has by now other pictures to measure on. Another folder's are
+        taken as never seen: all of them are the test split, or those in its folder test. A folder that holds the run's
+        test pictures, by name and size, is the run's own, moved."""
+        own = {(name, size) for name, size in facts.get("bytes", {}).items()}
+        root, moved = Path(self.path).expanduser(), False
+        if own and self.source == "folder" and root.is_dir() and str(root.resolve()) != facts["folder"]:
+            apart = root / "test"
+            found = _named(distinct(pictures(apart if apart.is_dir() else root)), root)
+            moved = own <= {(name, path.stat().st_size) for name, path in found.items()}
+            if found and (not moved or (apart.is_dir() and not (root / "train").is_dir())):
+                return PatchSet(self, {"test": found})
         opened = PatchSet(self)
-        if opened.facts["folder"] == facts.get("folder") and opened.facts["pictures"] != facts["pictures"]:
+        same = moved or opened.facts["folder"] == facts.get("folder")
+        if same and opened.facts["pictures"] != facts["pictures"]:
             raise UsageError(
                 f"the test pictures of {self.path or self.source} are others than when the run was trained",
                 hint="put them back, or measure on another folder: --data-path DIR",
@@ -185,6 +187,8 @@ class PatchSet(Dataset):
         names = {split: list(named) for split, named in files.items() if split != "train"}
         self.facts = {"source": data.source, "sizes": self.sizes, "scale": data.scale, "pictures": names}
         self.facts["folder"] = str(Path(data.path).expanduser().resolve()) if data.path else ""
+        held = {name: path for split, named in files.items() if split != "train" for name, path in named.items()}
+        self.facts["bytes"] = {name: path.stat().st_size for name, path in held.items()}
 
     def _decode(self, split: str, number: int) -> Tensor:
         """(3, H, W) uint8, made smaller, its sides cut to multiples of the scale."""

@@ -68,7 +68,8 @@ def resume(
     recipe = run.recipe if data_path is None else run.recipe.with_(**{"data.path": data_path})
     world = join(device, shard=recipe.shard)
     trainer = Trainer(recipe, run.path, world=world, workers=workers, quiet=quiet)
-    if data_path is not None and trainer.dataset.files != run.facts["files"]:
+    found = {"files": trainer.dataset.files, "classes": trainer.dataset.facts.get("classes")}
+    if data_path is not None and found != {name: run.facts.get(name) for name in found}:
         raise UsageError(
             f"the data at {data_path} is not what {path} began with", hint="--data-path, where it moved to"
         )

@@ -285,7 +285,10 @@ class Run:
         if split not in dataset.sizes:
             raise UsageError(f"there is no split {split!r}; there are {', '.join(dataset.sizes)}")
         model = self.model(device)
-        recipe.task.check(model, dataset)
+        try:
+            recipe.task.check(model, dataset)
+        except UsageError as error:  # whose remedy may be another model, for training
+            raise UsageError(str(error), hint="" if "--model" in error.hint else error.hint) from error
         model.eval()
         place = next(model.parameters()).device
         return measure(model, recipe, dataset, split, world=World(place), precision=self.precision(place))

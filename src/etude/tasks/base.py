@@ -44,8 +44,8 @@ def check_channels(model: nn.Module, given: int, *, player: str = "", otherwise:
 
     `player` is the network's name where several are trained; `otherwise`, another remedy for the hint.
     """
-    taken = getattr(getattr(model, "config", None), "in_channels", given)
-    if taken != given:
+    taken = getattr(getattr(model, "config", None), "in_channels", None)
+    if taken not in (None, given):
         raise UsageError(
             f"the {player or 'model'} takes pictures of {taken} channels, and the data's have {given}",
             hint=f"{otherwise}--model{player and f'.{player}'}.in-channels {given}",

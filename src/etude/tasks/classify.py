@@ -50,10 +50,10 @@ class Classify(Task):
         try:
             outputs = model.eval()(image).shape[1]
         except RuntimeError as error:
-            features = hasattr(getattr(model, "config", None), "in_features")
+            taken, given = getattr(getattr(model, "config", None), "in_features", None), image[0].numel()
             raise UsageError(
                 f"the model does not take pictures of shape {tuple(image.shape[1:])}: {error}",
-                hint=f"--model.in-features {image[0].numel()}" if features else "",
+                hint=f"--model.in-features {given}" if taken not in (None, given) else "",
             ) from error
         model.train()
         classes = len(dataset.facts["classes"])

@@ -182,11 +182,11 @@ class SuperResolveAdversarial(SuperResolve):
     def check(self, model: nn.Module, dataset: Dataset) -> None:
         """As above; and whether the discriminator judges patches of the data's size, and the features can be had."""
         super().check(model, dataset)
-        size = dataset.finish(dataset.fetch("train", [0]))["high"].shape[-1]
         discriminator: Any = model.get_submodule("discriminator")
         check_channels(discriminator, 3, player="discriminator")
         side = discriminator.config.side
-        if side != size:
+        train = "train" in dataset.sizes  # of another folder, all is measured on
+        if train and side != (size := dataset.finish(dataset.fetch("train", [0]))["high"].shape[-1]):
             raise UsageError(
                 f"the discriminator judges {side} x {side} pixels, the patches have {size} x {size}",
                 hint=f"--data.size {side}",

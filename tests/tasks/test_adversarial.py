@@ -378,6 +378,17 @@ def test_nothing_is_amiss():
     assert WGANGP().alarms({"critic/loss": 1e-9}) == {}
 
 
+def test_a_critic_that_lags_behind_is_named_after_six_logged_steps():
+    behind = {"critic/wasserstein": -0.1, "generator/spread": 1.0}
+    task, ahead = Progressive(), {"critic/wasserstein": 0.1}
+    alarms = Alarms(task.alarmed_after)
+    assert not any(alarms(task.alarms(ahead if i % 6 == 0 else behind)) for i in range(30))
+    alarms = Alarms(task.alarmed_after)
+    said = [alarms(task.alarms(behind)) for _ in range(12)]
+    assert "lags behind" in said[5][0] and sum(map(len, said)) == 1
+    assert not GAN().alarms(behind)
+
+
 def test_an_alarm_is_said_once_and_not_for_one_odd_step():
     alarms = Alarms()
     said = [alarms({"collapse": "words"}) for _ in range(ALARMED + 3)]

@@ -12,7 +12,7 @@ keeps nothing that metrics.jsonl does not hold: after a resume it has read that 
 import contextlib
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -214,16 +214,19 @@ def parse(document: dict[str, Any]) -> Measured | None:
 
 
 class Alarms:
-    """Says what a task finds amiss in its own logs: once a kind, when it was so in ALARMED logged steps in a row."""
+    """Says what a task finds amiss in its own logs: once a kind, when it was so in ALARMED logged steps in a row, or in
+    as many as `after` says of the kind."""
 
-    def __init__(self) -> None:
+    def __init__(self, after: Mapping[str, int] | None = None) -> None:
+        self._after = after or {}
         self._often: dict[str, int] = {}
         self._told: set[str] = set()
 
     def __call__(self, amiss: dict[str, str]) -> list[str]:
         """What is to be said of a logged step, a line each. `amiss`: kind -> words."""
         self._often = {kind: self._often.get(kind, 0) + 1 for kind in amiss}
-        due = [kind for kind, often in self._often.items() if often >= ALARMED and kind not in self._told]
+        due = [kind for kind, often in self._often.items() if often >= self._after.get(kind, ALARMED)]
+        due = [kind for kind in due if kind not in self._told]
         self._told |= set(due)
         return [amiss[kind] for kind in due]
 

@@ -148,7 +148,7 @@ class Trainer:
         self.ema = EMA(self.model, recipe.ema) if recipe.ema else None
         self.probe = health.Probe(self.model)
         self.judge = health.Judge.of(self.parameters, list(optims))
-        self.alarms = health.Alarms()
+        self.alarms = health.Alarms(recipe.task.alarmed_after)
 
     # ---------------------------------------------------------------- the step
 

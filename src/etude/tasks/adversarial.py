@@ -15,6 +15,7 @@ Shapes: B batch, N noise numbers of a sample, Z numbers of a latent.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -31,6 +32,8 @@ from etude.tasks.generative import Generative
 from etude.tasks.metrics import Mean, Metric
 
 COLLAPSED, RUNAWAY, OUTWEIGHED, WON = 0.02, 1e4, 1e3, 1e-3
+BEHIND = 6
+"""A minibatch's estimate may be below 0 by chance, even three times in a row."""
 
 
 def minibatches(batch: Batch, count: int) -> list[Batch]:
@@ -232,8 +235,20 @@ class GAN(Adversarial):
 class Wasserstein(Adversarial):
     """What both kinds of Wasserstein GAN share."""
 
+    alarmed_after: ClassVar[Mapping[str, int]] = {"behind": BEHIND}
     critic_steps: int = 5
     """n_critic."""
+
+    def alarms(self, logs: dict[str, float]) -> dict[str, str]:
+        """Also a critic that lags behind: it holds made samples for more real than real ones, again and again."""
+        amiss = super().alarms(logs)
+        if logs.get("critic/wasserstein", 0.0) < 0:
+            amiss["behind"] = (
+                f"the critic lags behind: its estimate of the distance was below 0 in {BEHIND} logged steps in a row, "
+                "and the generator learns little from it. What usually helps: a lower --optim.generator.lr, then also "
+                "a lower --optim.critic.lr"
+            )
+        return amiss
 
     def generator_loss(self, model: Any, batch: Batch) -> tuple[Tensor, LossLogs]:
         """-E f(G(z))."""

@@ -103,6 +103,8 @@ class Task:
     """Whether a file is answered line by line (`Data.lines`), the first cell of each answer's row being its line."""
     one_by_one: ClassVar[bool] = False
     """Whether each input is answered by itself, as large answers are; else all share a pass or a batch."""
+    alarmed_after: ClassVar[Mapping[str, int]] = {}
+    """In how many logged steps in a row an alarm of a kind must be, where not in the usual three."""
     exported: ClassVar[str] = ""
     """The child module that is of use once training is over, "generator" where a critic taught it; "": all of it."""
     second_order: ClassVar[bool] = False

@@ -208,6 +208,9 @@ def test_all_of_another_folder_is_measured_on(tmp_path: Path):
     assert other.sizes == {"test": 1} and other.facts["pictures"] == {"test": ["p0"]}
     same_names = write(tmp_path / "namesakes", 12, size=(64, 52))
     assert replace(data, path=str(same_names)).reopen(facts).sizes == {"test": 12}
+    assert replace(data, path=str(same_names)).reopen({"classes": []}).sizes == {"test": 12}  # weights of elsewhere
+    old = {name: fact for name, fact in facts.items() if name != "bytes"}  # of a run that did not note sizes
+    assert replace(data, path=str(same_names)).reopen(old).sizes == facts["sizes"]
     write(tmp_path / "other" / "test", 2)
     assert replace(data, path=str(tmp_path / "other")).reopen(facts).sizes == {"test": 2}
     (tmp_path / "none").mkdir()

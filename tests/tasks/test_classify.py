@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -11,7 +12,11 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, top_k_accuracy_score
 from torch import nn
 
+from etude.basics import mlp
 from etude.data.images import Images
+from etude.engine import fit
+from etude.engine.optim import Optim
+from etude.engine.recipe import Recipe
 from etude.errors import UsageError
 from etude.tasks.classify import Classification, Classify
 
@@ -145,3 +150,38 @@ def test_prediction_of_many_is_prediction_of_each():
 def test_smoothing_must_be_a_share():
     with pytest.raises(UsageError):
         Classify(label_smoothing=1.0)
+
+
+def test_other_folders_are_read_by_the_classes_of_the_run(tmp_path):
+    rng = np.random.default_rng(0)
+    for where, classes in (("own", "ab"), ("ba", "b"), ("cd", "cd")):
+        for part, name in product(("train", "test"), classes):
+            (tmp_path / where / part / name).mkdir(parents=True)
+            for i in range(4):
+                Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(
+                    tmp_path / where / part / name / f"{i}.png"
+                )
+    recipe = Recipe(
+        name="small.folder",
+        model=mlp.Config(in_features=64, hidden=(4,), num_classes=2),
+        data=Images(source="folder", path=str(tmp_path / "own"), size=8),
+        task=Classify(),
+        optim=Optim("sgd", lr=0.1),
+        steps=3,
+        batch_size=4,
+    )
+    run = fit.train(recipe, run=tmp_path / "run", device="cpu", quiet=True)
+    measured = run.evaluate(data_path=str(tmp_path / "ba"))["accuracy"]
+    answers = [run.predict(path).label for path in sorted((tmp_path / "ba" / "test" / "b").iterdir())]
+    assert measured == answers.count("b") / 4  # where b comes first, it is still the run's second
+    with pytest.raises(UsageError, match="has the class 'c', which the run has not learned: it knows a, b"):
+        run.measure(data_path=str(tmp_path / "cd"))
+    with pytest.raises(UsageError, match="does not take pictures") as caught:
+        run.measure(changes={"data.size": 7})
+    assert caught.value.hint == ""  # a trained network is not to be changed
+    (tmp_path / "run" / "result.json").unlink()
+    with pytest.raises(UsageError, match=r"is not what .* began with"):
+        fit.resume(tmp_path / "run", device="cpu", quiet=True, data_path=str(tmp_path / "cd"))
+    (tmp_path / "own").rename(tmp_path / "moved")
+    again = fit.resume(tmp_path / "run", device="cpu", quiet=True, data_path=str(tmp_path / "moved"))
+    assert again.result["weights_sha256"] == run.result["weights_sha256"]

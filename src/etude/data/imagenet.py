@@ -55,6 +55,12 @@ def read(root: Path, split: str) -> tuple[list[str], list[int], tuple[str, ...]]
     return paths, labels, tuple(f"{wnid} {words[wnid].split(',')[0]}" if wnid in words else wnid for wnid in wnids)
 
 
+def wordless(name: str) -> str:
+    """A class's name without the word after a synset's number, which depends on the files beside the pictures."""
+    number = name.split(" ")[0]
+    return number if WNID.fullmatch(number) else name
+
+
 def _wnids(folder: Path) -> list[str]:
     return [name for name in subfolders(folder) if WNID.fullmatch(name)] if folder.is_dir() else []
 

@@ -120,22 +120,16 @@ def _evenly(rows: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def _counted(held: ImageArrays | ImageFiles, classes: tuple[str, ...], data: Images) -> ImageArrays | ImageFiles:
-    """The same pictures, their labels counted by `classes`. Of ImageNet's, the number of a synset is the name: its word
-    depends on which files lie beside the pictures."""
-    numbers = {_name(name): label for label, name in enumerate(classes)}
-    if unknown := [name for name in held.classes if _name(name) not in numbers]:
+    """The same pictures, their labels counted by `classes`."""
+    labels = {imagenet.wordless(name): label for label, name in enumerate(classes)}
+    if unknown := [name for name in held.classes if imagenet.wordless(name) not in labels]:
         known = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
         raise UsageError(
             f"{data.path or data.source} has the class {unknown[0]!r}, which the run has not learned: it knows {known}",
             hint="name the folders after the run's classes" if data.source == "folder" else "",
         )
-    places = torch.tensor([numbers[_name(name)] for name in held.classes])
+    places = torch.tensor([labels[imagenet.wordless(name)] for name in held.classes])
     return replace(held, labels=places[held.labels], classes=classes)
-
-
-def _name(name: str) -> str:
-    number = name.split(" ")[0]
-    return number if imagenet.WNID.fullmatch(number) else name
 
 
 class ImageDataset(Dataset):

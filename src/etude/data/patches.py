@@ -78,22 +78,26 @@ class Patches(Data):
         """As opened; UsageError where a run's own folder has by now other pictures to measure on. Another folder's are
         taken as never seen: all of them are the test split, or those in its folder test. A folder that holds the run's
         test pictures, by name and size, is the run's own, moved."""
-        own = {(name, size) for name, size in facts.get("bytes", {}).items()}
-        root, moved = Path(self.path).expanduser(), False
-        if own and self.source == "folder" and root.is_dir() and str(root.resolve()) != facts["folder"]:
-            apart = root / "test"
-            found = _named(distinct(pictures(apart if apart.is_dir() else root)), root)
-            moved = own <= {(name, path.stat().st_size) for name, path in found.items()}
-            if found and (not moved or (apart.is_dir() and not (root / "train").is_dir())):
+        root, same = Path(self.path).expanduser(), self.folder == facts.get("folder")
+        known = facts.get("bytes") if "source" in facts else {}  # weights of elsewhere know no picture
+        if self.source == "folder" and root.is_dir() and not same and known is not None:
+            alone = (root / "test").is_dir() and not (root / "train").is_dir()
+            found = _named(distinct(pictures(root / "test" if (root / "test").is_dir() else root)), root)
+            same = bool(known) and known.items() <= _bytes(found).items()
+            if found and (alone or not same):
                 return PatchSet(self, {"test": found})
         opened = PatchSet(self)
-        same = moved or opened.facts["folder"] == facts.get("folder")
         if same and opened.facts["pictures"] != facts["pictures"]:
             raise UsageError(
                 f"the test pictures of {self.path or self.source} are others than when the run was trained",
                 hint="put them back, or measure on another folder: --data-path DIR",
             )
         return opened
+
+    @property
+    def folder(self) -> str:
+        """The folder, by a name that is the same wherever it is asked from; "" for what etude fetched."""
+        return str(Path(self.path).expanduser().resolve()) if self.path else ""
 
     def files(self) -> dict[str, dict[str, Path]]:
         """Split -> name -> picture."""
@@ -149,6 +153,10 @@ def _named(paths: Sequence[Path], root: Path) -> dict[str, Path]:
     return {str(path.relative_to(root).with_suffix("")): path for path in paths}
 
 
+def _bytes(files: dict[str, Path]) -> dict[str, int]:
+    return {name: path.stat().st_size for name, path in files.items()}
+
+
 def distinct(paths: Sequence[str]) -> list[Path]:
     """Each picture once, under the first of its names, where links give it several."""
     return list({Path(path).resolve(): Path(path) for path in reversed(paths)}.values())[::-1]
@@ -186,9 +194,7 @@ class PatchSet(Dataset):
             self.sizes["train"] *= data.per_picture
         names = {split: list(named) for split, named in files.items() if split != "train"}
         self.facts = {"source": data.source, "sizes": self.sizes, "scale": data.scale, "pictures": names}
-        self.facts["folder"] = str(Path(data.path).expanduser().resolve()) if data.path else ""
-        held = {name: path for split, named in files.items() if split != "train" for name, path in named.items()}
-        self.facts["bytes"] = {name: path.stat().st_size for name, path in held.items()}
+        self.facts |= {"folder": data.folder, "bytes": _bytes(files["test"])}
 
     def _decode(self, split: str, number: int) -> Tensor:
         """(3, H, W) uint8, made smaller, its sides cut to multiples of the scale."""

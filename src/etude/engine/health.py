@@ -225,8 +225,11 @@ class Alarms:
     def __call__(self, amiss: dict[str, str]) -> list[str]:
         """What is to be said of a logged step, a line each. `amiss`: kind -> words."""
         self._often = {kind: self._often.get(kind, 0) + 1 for kind in amiss}
-        due = [kind for kind, often in self._often.items() if often >= self._after.get(kind, ALARMED)]
-        due = [kind for kind in due if kind not in self._told]
+        due = [
+            kind
+            for kind, often in self._often.items()
+            if often >= self._after.get(kind, ALARMED) and kind not in self._told
+        ]
         self._told |= set(due)
         return [amiss[kind] for kind in due]
 

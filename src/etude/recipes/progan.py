@@ -11,9 +11,9 @@ from etude.tasks.progressive import Progressive
 
 ADAM = Optim("adam", lr=1e-3, betas=(0.0, 0.99), eps=1e-8)
 QUICK = Players(replace(ADAM, lr=6e-3), replace(ADAM, lr=3e-3))
-"""For runs of an hour. A step moves a weight, N(0, 1) here, by about the rate: what DCGAN's weights, N(0, 0.02), are
-moved by at 50 times smaller rates. The paper's 1e-3 is for twelve million pictures; at twice these rates the critic may
-lag behind for good (docs/progan.md)."""
+"""For runs of an hour or less. A step moves a weight, N(0, 1) here, by about the rate: what DCGAN's, N(0, 0.02), are
+moved by at 50 times smaller rates. The paper's 1e-3 is for twelve million pictures; at twice these rates the critic
+may lag behind for good (docs/progan.md)."""
 
 
 def fashion() -> Recipe:

@@ -1,6 +1,6 @@
 """`Task`: what is learned, apart from the model that learns it and the engine that trains it."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -39,16 +39,17 @@ class Update:
         self.forget(player)
 
 
-def check_channels(model: nn.Module, given: int, *, player: str = "", otherwise: str = "") -> None:
+def check_channels(model: nn.Module, given: int, *, player: str = "", readable: Container[int | None] = ()) -> None:
     """UsageError where a network's config says other channels than the `given` ones of the data's pictures.
 
-    `player` is the network's name where several are trained; `otherwise`, another remedy for the hint.
+    `player` is the network's name where several are trained; `readable`, what --data.channels may be.
     """
     taken = getattr(getattr(model, "config", None), "in_channels", None)
     if taken not in (None, given):
         raise UsageError(
             f"the {player or 'model'} takes pictures of {taken} channels, and the data's have {given}",
-            hint=f"{otherwise}--model{player and f'.{player}'}.in-channels {given}",
+            hint=(f"--data.channels {taken} or " if taken in readable else "")
+            + f"--model{player and f'.{player}'}.in-channels {given}",
         )
 
 

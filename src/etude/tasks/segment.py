@@ -103,8 +103,7 @@ class Segment(Task):
         """Whether the model takes the pictures, and has an output for each class."""
         batch = {n: v[..., :32, :32] if n in ("image", "mask") else v for n, v in dataset.fetch("test", [0]).items()}
         image = dataset.finish(batch)["image"]
-        taken = getattr(getattr(model, "config", None), "in_channels", None)
-        check_channels(model, image.shape[1], otherwise=f"--data.channels {taken} or " if taken in decode.MODES else "")
+        check_channels(model, image.shape[1], readable=decode.MODES)
         try:
             outputs = model.eval()(image).shape[1]
         except RuntimeError as error:

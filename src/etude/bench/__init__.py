@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from etude import cpu
 from etude.bench.peak import gemm_peak
 from etude.engine.precision import computes_bf16, keep_large_blocks, pick_device
 from etude.errors import EtudeError, UsageError, nearest
@@ -169,13 +170,14 @@ def _apart(name: str, number: int, *, threads: int, compiled: bool) -> tuple[Row
 
 def machine(threads: int) -> dict[str, Any]:
     """Where and when the figures were taken."""
-    from etude.engine.run import cpu_name, version
+    from etude.engine.run import version
 
     return {
         "etude": version(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "cpu": cpu_name(),
+        "cpu": cpu.name(),
+        "features": cpu.features(),
         "threads": threads,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "date": datetime.date.today().isoformat(),

@@ -28,6 +28,7 @@ from typing import Literal
 from etude.data.archives import CHUNK, Room, unpack, untar
 from etude.data.remotes import REMOTES, SHIPPED, File, Remote
 from etude.errors import EtudeError, MissingError, RefusedError, UsageError
+from etude.home import home
 from etude.progress import Progress
 
 State = Literal["shipped", "here", "package", "missing", "by hand"]
@@ -50,14 +51,6 @@ class Status:
     path: str = ""
     bytes: int = 0
     hint: str = ""
-
-
-def home() -> Path:
-    """ETUDE_HOME, else $XDG_CACHE_HOME/etude, else ~/.cache/etude."""
-    if given := os.environ.get("ETUDE_HOME"):
-        return Path(given).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "etude"
 
 
 def path(name: str) -> Path:

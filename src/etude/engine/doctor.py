@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
+from etude import cpu
 from etude.data import fetch
 from etude.engine.precision import computes_bf16, pick_device
-from etude.engine.run import cpu_name, version
+from etude.engine.run import version
 
 Row = tuple[str, bool, str]
 CORE = ("numpy", "safetensors", "tyro", "rich", "pillow", "jaxtyping")
@@ -24,7 +25,7 @@ def examine() -> list[Row]:
         ("etude", True, f"{version()} on Python {platform.python_version()}"),
         ("torch", *_torch()),
         ("packages", *_packages()),
-        ("processor", True, f"{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads in use"),
+        ("processor", True, f"{cpu.name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads in use"),
         ("device", True, torch.cuda.get_device_name(device) if device.type == "cuda" else device.type),
         (
             "bf16",

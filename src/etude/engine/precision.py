@@ -3,11 +3,13 @@
 import contextlib
 import ctypes
 import platform
+import sys
 from contextlib import AbstractContextManager
 from typing import Literal
 
 import torch
 
+from etude import cpu
 from etude.errors import UsageError
 
 Resolved = Literal["fp32", "bf16", "fp16"]
@@ -36,23 +38,41 @@ def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether bf16 arithmetic runs in hardware here (CPU: avx512_bf16 or amx; emulation is slower than fp32)."""
+    """Whether bf16 is the faster format here: of a GPU by its hardware, of a CPU as measured."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu" and platform.machine() in ("x86_64", "AMD64"):
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return False
+    return device.type == "cpu" and cpu.computes_bf16()
 
 
 def resolve(precision: str, device: torch.device) -> Resolved:
-    """auto -> bf16 where the hardware has it, else fp32. fp16 needs a GPU: a CPU is ten times slower in it."""
+    """auto -> bf16 where it is the faster format, else fp32. fp16 needs a GPU: a CPU is ten times slower in it."""
     if precision == "auto":
         return "bf16" if computes_bf16(device) else "fp32"
     if precision == "fp16" and device.type == "cpu":
-        raise UsageError("precision fp16 needs a GPU; on a CPU it is far slower than fp32", hint="--precision bf16")
+        fastest = resolve("auto", device)
+        raise UsageError(
+            f"precision fp16 needs a GPU: a CPU emulates it; the fastest here is {fastest}",
+            hint=f"--precision {fastest}",
+        )
     if precision not in DTYPES:
         raise UsageError(f"unknown precision {precision!r}", hint="--precision auto, fp32, bf16 or fp16")
     return precision  # pyright: ignore[reportReturnType]
+
+
+def slow(precision: Resolved, device: torch.device) -> str:
+    """One line that warns of a format that this CPU emulates, and names the fastest; "" where there is nothing to say."""
+    if device.type != "cpu" or precision != "bf16" or cpu.computes_bf16():
+        return ""
+    return (
+        f"bf16 products are emulated on this CPU: they take {cpu.slowdown('bf16'):.0f} times as long as in fp32, the "
+        "fastest here (--precision fp32, or auto)"
+    )
+
+
+def warn_slow(precision: Resolved, device: torch.device) -> None:
+    """Write what `slow` says on stderr."""
+    if said := slow(precision, device):
+        print(f"etude: {said}", file=sys.stderr)
 
 
 def autocast(precision: Resolved, device: torch.device) -> AbstractContextManager:

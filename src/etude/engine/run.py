@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from etude import report
+from etude import cpu, report
 from etude.data.base import Dataset
 from etude.engine import checkpoint
 from etude.engine.evaluate import answering, measure, numbers
 from etude.engine.parallel import World
-from etude.engine.precision import Resolved, autocast, computes_bf16, pick_device, resolve
+from etude.engine.precision import Resolved, autocast, computes_bf16, pick_device, resolve, warn_slow
 from etude.engine.recipe import Recipe, check
 from etude.errors import MissingError, RefusedError, UsageError, nearest
 from etude.tasks.base import Ask
@@ -55,7 +55,8 @@ def begin(directory: Path, recipe: Recipe, *, device: torch.device, precision: R
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
-        "cpu": cpu_name(),
+        "cpu": cpu.name(),
+        "cpu_features": cpu.features(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": precision,
@@ -74,15 +75,6 @@ def begin(directory: Path, recipe: Recipe, *, device: torch.device, precision: R
 def command() -> str:
     """The shell command that this process was started with; "Python" where it was none of etude's."""
     return shlex.join(["etude", *sys.argv[1:]]) if Path(sys.argv[0]).name in ("etude", "__main__.py") else "Python"
-
-
-def cpu_name() -> str:
-    """The processor's model name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 class Run:

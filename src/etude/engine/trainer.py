@@ -31,7 +31,7 @@ from etude.engine.evaluate import arrive, leave, measure, numbers
 from etude.engine.log import duration
 from etude.engine.optim import EMA, by_player
 from etude.engine.parallel import Player, SyncBatchNorm, World, assemble, distribute, fill, full, join
-from etude.engine.precision import Resolved, autocast, keep_large_blocks, resolve
+from etude.engine.precision import Resolved, autocast, keep_large_blocks, resolve, slow
 from etude.engine.prefetch import prefetch
 from etude.engine.recipe import Recipe
 from etude.engine.replay import seed_step, write_replay
@@ -72,7 +72,9 @@ class Trainer:
             )
         keep_large_blocks()
         self.device = self.world.device
-        self.precision: Resolved = resolve(recipe.precision, self.device)
+        formats: list[Resolved] = self.world.gather(resolve(recipe.precision, self.device))
+        # one format for all processes, whose machines may differ
+        self.precision: Resolved = formats[0] if len(set(formats)) == 1 else "fp32"
         self.log = log.Log(quiet=quiet or not self.main)
         self.dataset: Dataset = recipe.data.open()
         self.recipe = recipe = replace(recipe, model=recipe.task.configure(recipe.model, self.dataset))
@@ -478,6 +480,7 @@ class Trainer:
             "steps": self.step,
             "train": self.last_train,
             "eval": values,
+            "precision": self.precision,
             "best": self.best,
             "seconds": round(self.seconds, 2),
             "params": self.params,
@@ -718,6 +721,8 @@ class Trainer:
         processes = f" x {self.world.size} processes" if self.world.size > 1 else ""
         self.log(f"etude {version()} · {recipe.name} · {self.params:,} parameters")
         self.log(f"device {self.device}{processes} ({torch.get_num_threads()} threads) · precision {self.precision}")
+        if said := slow(self.precision, self.device):
+            self.log(said)
         self.log(f"data {self.dataset.facts.get('source', '')}: {held}")
         grown = f"{recipe.ramp.first}, growing to {recipe.batch_size}" if recipe.ramp.first else f"{recipe.batch_size}"
         length = f"{recipe.steps:,} steps of {grown} ({epochs:.1f} epochs)"

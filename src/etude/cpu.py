@@ -1,0 +1,156 @@
+"""What this machine's CPU computes fast: its features, and its products measured in each number format.
+
+A feature flag alone does not say which format is the fastest. bf16 products are emulated where the CPU has none, some
+hundred times slower than fp32 on one with AVX2 only; environment variables can hide what a CPU has from the libraries
+that compute (ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA); and torch may have been built without a fast kernel. So the
+formats are timed, in about a tenth of a second, and the answer is kept per machine under ETUDE_HOME.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import math
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from etude.home import home
+
+FEATURES = (
+    # x86-64
+    "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8",
+    # ARM
+    "asimd", "asimddp", "i8mm", "bf16", "sve", "sve2",
+)  # fmt: skip
+"""Flags of /proc/cpuinfo that bear on arithmetic."""
+LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+"""Environment variables that hide features of the CPU from torch and its libraries."""
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MARGIN = 1.2
+"""A format is faster than fp32 if it takes less than 1 / MARGIN of its time; closer ones are a matter of noise."""
+
+
+def name() -> str:
+    """The CPU's model name."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def features() -> list[str]:
+    """Those of `FEATURES` that the CPU has, whether or not the libraries use them; empty where the system has no
+    /proc/cpuinfo."""
+    flags = (_cpuinfo().get("flags") or _cpuinfo().get("Features") or "").split()
+    return [feature for feature in FEATURES if feature in flags]
+
+
+def limits() -> dict[str, str]:
+    """The environment variables set that hide features."""
+    return {variable: os.environ[variable] for variable in LIMITS if os.environ.get(variable)}
+
+
+@functools.cache
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's lines of /proc/cpuinfo."""
+    try:
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def computes_bf16() -> bool:
+    """Whether products in bf16 are faster here than in fp32."""
+    return slowdown("bf16") < 1 / MARGIN
+
+
+def slowdown(precision: str) -> float:
+    """How many times as long matrix products and convolutions take in "bf16" as in "fp32": below 1, it is faster."""
+    measured = speeds()
+    return max(measured[f"{work} fp32"] / measured[f"{work} {precision}"] for work in ("products", "convolutions"))
+
+
+def speeds() -> dict[str, float]:
+    """GFLOP/s: {"products fp32", "products bf16", "convolutions fp32", "convolutions bf16"}. Of small operands, so they
+    compare the formats and are below the CPU's peak."""
+    return kept("products", _measure_products)
+
+
+def _measure_products() -> dict[str, float]:
+    found: dict[str, float] = {}
+    for work, make in (("products", _product), ("convolutions", _convolution)):
+        for size in (1, 4):  # the larger only where the smaller does not tell: emulated, it would take a second
+            calls = {precision: make(size, dtype) for precision, dtype in PRECISIONS.items()}
+            seconds = best_seconds({precision: call for precision, (call, _) in calls.items()})
+            for precision, (_, operations) in calls.items():
+                found[f"{work} {precision}"] = operations / seconds[precision] / 1e9
+            if found[f"{work} bf16"] < found[f"{work} fp32"] / 2:
+                break
+    return found
+
+
+def _product(size: int, dtype: torch.dtype) -> tuple[Callable[[], object], float]:
+    rows, width = 32 * size, 256 * size
+    x, w = torch.full((rows, width), 0.5, dtype=dtype), torch.full((width, width), 0.5, dtype=dtype)
+    return lambda: F.linear(x, w), 2.0 * rows * width * width
+
+
+def _convolution(size: int, dtype: torch.dtype) -> tuple[Callable[[], object], float]:
+    side, maps = 16 * size, 32
+    x = torch.full((1, maps, side, side), 0.5, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    w = torch.full((maps, maps, 3, 3), 0.5, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    return lambda: F.conv2d(x, w, padding=1), 2.0 * 9 * maps * maps * side * side
+
+
+def best_seconds(calls: dict[str, Callable[[], object]], *, budget: float = 0.02) -> dict[str, float]:
+    """The least seconds that each call takes, on one thread: the calls in turn, 2 to 20 rounds after one to warm up,
+    within about `budget` seconds. One thread, because two that wait for each other on a busy machine tell nothing."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        best = dict.fromkeys(calls, math.inf)
+        begun = time.perf_counter()
+        for round in range(21):
+            for key, call in calls.items():
+                start = time.perf_counter()
+                with torch.no_grad():
+                    call()
+                if round:
+                    best[key] = min(best[key], time.perf_counter() - start)
+            if round >= 2 and time.perf_counter() - begun > budget:
+                break
+        return best
+    finally:
+        torch.set_num_threads(threads)
+
+
+@functools.cache
+def kept(what: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """`measure()`, made once per machine: its numbers are read from ETUDE_HOME where this CPU, with this torch and the
+    same limits, was measured before. Where nothing can be written there, it is measured in every process."""
+    path = home() / "machine" / f"{what}-{_fingerprint()}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, KeyError):
+        found = json.loads(path.read_text(encoding="utf-8"))["measured"]
+        numbers = {str(key): float(value) for key, value in found.items()}
+        if numbers and all(math.isfinite(value) and value > 0 for value in numbers.values()):
+            return numbers
+    numbers = measure()
+    document = {"cpu": name(), "features": features(), "torch": torch.__version__, **limits(), "measured": numbers}
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+            json.dump(document, file, indent=1)
+        os.replace(file.name, path)  # at once: processes that start together may measure together
+    return numbers
+
+
+def _fingerprint() -> str:
+    """Of all that the answer depends on."""
+    parts = [name(), *features(), torch.__version__, torch.backends.cpu.get_cpu_capability(), *limits().items()]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""Run by torchrun in test_parallel.py: trains toy recipes and leaves what rank 0 has in a directory."""
+"""Run in one process and in two by test_parallel.py: train toy recipes and leave what rank 0 has in a directory."""
 
 import json
 import sys
@@ -63,6 +63,7 @@ def main(directory: Path) -> None:
     # what one process wrote, any number can go on with
     resumed = Trainer(RECIPES["sgd"], directory / "sgd", world=world, quiet=True)
     resumed.resume()
+    resumed.log.close()
     assert resumed.step == 20
     dataset = Blobs().open()
     share = dataset.batch(seed=1, step=2, batch_size=12, rank=world.rank, world=world.size)["index"].tolist()

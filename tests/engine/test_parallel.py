@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import parallel_worker
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -11,15 +12,14 @@ from torch import nn
 from etude.engine.parallel import SyncBatchNorm
 from processes import launch
 
-WORKER = Path(__file__).with_name("parallel_worker.py")
 NAMES = ["batchnorm", "accumulated", "sgd", "held-out", "sharded"]
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory) -> tuple[Path, Path]:
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    launch(WORKER, one, processes=1, port=29533)
-    launch(WORKER, two, processes=2, port=29533)
+    parallel_worker.main(one)
+    launch(Path(parallel_worker.__file__), two)
     return one, two
 
 

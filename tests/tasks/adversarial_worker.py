@@ -1,4 +1,4 @@
-"""Run by torchrun in test_adversarial.py: trains the small games and leaves what rank 0 has in a directory."""
+"""Run in one process and in two by test_adversarial.py: train the small games and leave what rank 0 has."""
 
 import json
 import sys

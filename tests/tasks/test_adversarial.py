@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import adversarial_worker
 import numpy as np
 import pytest
 import torch
@@ -36,8 +37,6 @@ from etude.tasks.made import Made, slerp
 from etude.tasks.progressive import Progressive
 from etude.weights import load_weights
 from processes import launch
-
-WORKER = Path(__file__).with_name("adversarial_worker.py")
 
 
 class Linear(nn.Module):
@@ -328,8 +327,8 @@ def test_the_forgotten_optimiser_is_as_if_just_made(wholes):
 @pytest.fixture(scope="module")
 def both(tmp_path_factory) -> tuple[Path, Path]:
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    launch(WORKER, one, processes=1, port=29547)
-    launch(WORKER, two, processes=2, port=29547)
+    adversarial_worker.main(one)
+    launch(Path(adversarial_worker.__file__), two)
     return one, two
 
 

@@ -329,13 +329,22 @@ def test_nan_stops_with_5_and_is_replayed(capsys, tmp_path):
     assert out.startswith("step ")
 
 
+LONG = ["train", "mlp.digits", "--steps", "1000", "--run"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    """A run that no signal stops."""
+    directory = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert main([*LONG, str(directory), "--quiet"]) == 0
+    return directory
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
-def test_signals_save_and_resume_ends_alike(tmp_path, number, code):
+def test_signals_save_and_resume_ends_alike(undisturbed, tmp_path, number, code):
     """A real process, a real signal: it says so, saves, exits with its code, and resume ends as if nothing had been."""
-    command = [sys.executable, "-m", "etude", "train", "mlp.digits", "--steps", "3000", "--run"]
-    process = subprocess.Popen(
-        [*command, str(tmp_path / "run")], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
+    command = [sys.executable, "-m", "etude", *LONG, str(tmp_path / "run")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     while not (tmp_path / "run" / "metrics.jsonl").exists() or not (tmp_path / "run" / "figures.json").exists():
         time.sleep(0.02)
     process.send_signal(number)
@@ -343,9 +352,8 @@ def test_signals_save_and_resume_ends_alike(tmp_path, number, code):
     assert process.returncode == code, err
     assert "stopped and saved at step" in err and f"etude resume {tmp_path / 'run'}" in err
     assert main(["resume", str(tmp_path / "run"), "--quiet"]) == 0
-    assert main([*command[3:], str(tmp_path / "whole"), "--quiet"]) == 0
     for name in ("metrics.jsonl", "weights.safetensors"):
-        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "run" / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
 def test_a_second_signal_stops_at_once_and_keeps_old_files(tmp_path):
@@ -367,16 +375,7 @@ def test_a_second_signal_stops_at_once_and_keeps_old_files(tmp_path):
 
 def test_torchrun_trains(tmp_path):
     """Two processes, one run directory."""
-    words = [
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--master-port=29544",
-        "-m",
-        "etude",
-        "train",
-        "mlp.digits",
-    ]
+    words = "-m torch.distributed.run --standalone --nproc-per-node=2 -m etude train mlp.digits".split()
     done = python(
         *words, "--steps", "30", f"run={tmp_path / 'run'}", "--json", env=os.environ | {"OMP_NUM_THREADS": "1"}
     )

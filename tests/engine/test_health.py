@@ -210,7 +210,7 @@ def deep(activation: Any, init: Any) -> Recipe:
     [
         find_recipe("mlp.digits").with_(steps=400),
         deep("relu", "he_normal"),
-        find_recipe("resnet.digits").with_(steps=60, log_every=2, batch_size=32, eval_every=60),
+        find_recipe("resnet.digits").with_(steps=60, log_every=2, batch_size=32, eval_every=60, **{"model.width": 16}),
         everything(log_every=1),
         game(log_every=1),
     ],

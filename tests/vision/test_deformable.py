@@ -182,7 +182,7 @@ def test_twice_differentiable(mask):
         return deform_conv2d(x, offset, weight, bias, mask=m)
 
     assert torch.autograd.gradcheck(call, leaves)
-    assert torch.autograd.gradgradcheck(call, leaves)
+    assert torch.autograd.gradgradcheck(call, leaves, fast_mode=True)  # along random directions
 
 
 def test_only_what_is_asked_for_is_differentiated():

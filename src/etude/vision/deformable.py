@@ -73,17 +73,17 @@ def deform_conv2d(
     return y.contiguous() if input.is_contiguous() else y  # else channels stay innermost, as they are in the input
 
 
+def _expect(name: str, tensor: Tensor, *shape: int | str) -> None:
+    found = tuple(tensor.shape)
+    if len(found) != len(shape) or any(isinstance(n, int) and n != m for n, m in zip(shape, found)):
+        wanted = ", ".join(map(str, shape))
+        raise UsageError(f"deform_conv2d: {name} must have the shape ({wanted}), not {found}")
+
+
 def _check(input, offset, weight, bias, stride, padding, dilation, mask) -> tuple[int, int]:
     """(groups, offset groups), or a UsageError that names the expected and the found shape."""
-
-    def expect(name: str, tensor: Tensor, *shape: int | str) -> None:
-        found = tuple(tensor.shape)
-        if len(found) != len(shape) or any(isinstance(n, int) and n != m for n, m in zip(shape, found)):
-            wanted = ", ".join(map(str, shape))
-            raise UsageError(f"deform_conv2d: {name} must have the shape ({wanted}), not {found}")
-
-    expect("input", input, "B", "C", "H", "W")
-    expect("weight", weight, "O", "C / groups", "kh", "kw")
+    _expect("input", input, "B", "C", "H", "W")
+    _expect("weight", weight, "O", "C / groups", "kh", "kw")
     b, c, h, w = input.shape
     o, per_group, kh, kw = weight.shape
     if not per_group or c % per_group or not o or o % (c // per_group):
@@ -98,7 +98,7 @@ def _check(input, offset, weight, bias, stride, padding, dilation, mask) -> tupl
     if p < 1 or q < 1:
         raise UsageError(f"deform_conv2d: a kernel of {kh} x {kw} is larger than the padded input of {h} x {w}")
     taps = kh * kw
-    expect("offset", offset, b, f"{2 * taps} G", p, q)
+    _expect("offset", offset, b, f"{2 * taps} G", p, q)
     offset_groups = offset.shape[1] // (2 * taps)
     if not offset_groups or offset.shape[1] % (2 * taps) or c % offset_groups:
         raise UsageError(
@@ -106,9 +106,9 @@ def _check(input, offset, weight, bias, stride, padding, dilation, mask) -> tupl
             f"that divide the {c} input channels), not {offset.shape[1]}"
         )
     if mask is not None:
-        expect("mask", mask, b, offset_groups * taps, p, q)
+        _expect("mask", mask, b, offset_groups * taps, p, q)
     if bias is not None:
-        expect("bias", bias, o)
+        _expect("bias", bias, o)
     return c // per_group, offset_groups
 
 

@@ -135,8 +135,8 @@ class Trainer:
         recipe.task.check(model, self.dataset)
         model.to(self.device, memory_format=recipe.memory_format)  # pyright: ignore[reportCallIssue] - not in the stubs
         plain = self.device.type == "cpu" and self.precision == "fp32" and not recipe.compile
-        if recipe.channels_last and plain and not recipe.task.second_order and weight_gradient.copies_pay():
-            weight_gradient.use_copies(model)
+        if recipe.channels_last and plain and not recipe.task.second_order and weight_gradient.pays():
+            weight_gradient.speed_up(model)
         self.model = distribute(model, self.world)
         if recipe.compile:
             for name in by_player(recipe.optim):

@@ -232,7 +232,7 @@ def test_integer_inputs_have_no_gradient():
     assert embedding.parameters == {"embedding.weight": 21}
 
 
-@pytest.mark.parametrize("size", [size for row in catalog.SYSTEMS for size in row.sizes[:1]])
+@pytest.mark.parametrize("size", [size for row in catalog.SYSTEMS for size in list(row.sizes)[:1]])
 def test_every_system_offers_an_example_that_traces_back(size):
     torch.manual_seed(0)
     model = catalog.model(size)

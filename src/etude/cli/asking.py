@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from etude.cli.flags import ask_flags, flag_names, recipe_words, values_of
+from etude.cli.light import light
 from etude.cli.parts import complain, parser_of, print_json, print_table
 from etude.cli.training import data_path
 from etude.errors import UsageError, nearest
@@ -229,7 +230,10 @@ def report(arguments: list[str]) -> int:
     import etude
 
     there = (Path(options.run) / "study.json").is_file()
-    path = (etude.StudyRun(options.run) if there else etude.open(options.run)).report()
+    checked = light(lambda: (etude.StudyRun(options.run) if there else etude.open(options.run)).path)
+    from etude.report import write
+
+    path = write(checked)
     print_json({"report": str(path)}) if options.json else print(path)
     return 0
 

@@ -28,6 +28,8 @@ from torch import Tensor, nn
 from etude import cpu
 from etude.nn.tied import TiedHead
 
+WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
+"""How weights can be kept, by name."""
 FEW = 4
 """Rows up to which torch's product with int8 weights alone is the faster; for more they are converted first."""
 

@@ -63,7 +63,7 @@ def test_frozen_parameters_and_inputs_get_no_gradient():
     x = torch.randn(1, 8, 6, 6)
     conv(x).sum().backward()
     assert x.grad is None and conv[0].weight.grad is not None
-    conv[0].weight.grad = None
+    conv.zero_grad()
     conv[0].weight.requires_grad_(False)
     conv(x.requires_grad_()).sum().backward()
     assert x.grad is not None and conv[0].weight.grad is None

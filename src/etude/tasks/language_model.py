@@ -21,7 +21,7 @@ from etude.data.corpus import CorpusDataset, Tokens
 from etude.data.text import TextDataset, Texts, TextTokens
 from etude.errors import UsageError
 from etude.nn import generation
-from etude.tasks.base import Block, LossLogs, Task, WriteAsk
+from etude.tasks.base import Ask, Block, LossLogs, Task, WriteAsk
 from etude.tasks.metrics import Exponential, Mean, Metric
 
 SHOWN = 600

@@ -21,7 +21,7 @@ from etude.data.pairs import LONGEST_LINE, Pairs, PairsDataset, encode, lines_of
 from etude.data.text import checked
 from etude.errors import RefusedError, UsageError
 from etude.tasks.alignment import Alignment, drawn
-from etude.tasks.base import Block, LossLogs, Task, WriteAsk
+from etude.tasks.base import Ask, Block, LossLogs, Task, WriteAsk
 from etude.tasks.bleu import BLEU, ChrF, Tokens
 from etude.tasks.metrics import Exponential, Mean, Metric
 

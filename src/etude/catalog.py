@@ -19,8 +19,8 @@ class System:
     paper: str
     """arXiv ids, or author and year where there is none."""
     module: str
-    sizes: tuple[str, ...]
-    """What `etude.model` takes: the keys of the module's `sizes`."""
+    sizes: dict[str, int]
+    """What `etude.model` takes: the keys of the module's `sizes`, each with the number of its parameters."""
     layouts: tuple[str, ...]
     """What `etude.load_weights(source=)` reads besides etude's own: the keys of the module's `RENAME`."""
     recipes: tuple[str, ...]
@@ -29,7 +29,7 @@ class System:
     """Comparisons of several recipes, trained by one command like a recipe."""
 
     def json(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"sizes": list(self.sizes)}
 
 
 SYSTEMS = (
@@ -38,7 +38,7 @@ SYSTEMS = (
         title="Multilayer perceptron",
         paper="Rumelhart et al. 1986",
         module="etude.basics.mlp",
-        sizes=("mlp",),
+        sizes={"mlp": 269_322},
         layouts=(),
         recipes=("mlp.digits", "mlp.fashion"),
         summary="Fully connected layers, with activations and initialisations by name",
@@ -49,7 +49,7 @@ SYSTEMS = (
         title="Convolutional network",
         paper="LeCun et al. 1998",
         module="etude.vision.cnn",
-        sizes=("cnn",),
+        sizes={"cnn": 454_922},
         layouts=(),
         recipes=("cnn.fashion", "cnn.fashion_features"),
         summary="Convolution, activation and pooling in turn, then fully connected layers",
@@ -59,7 +59,7 @@ SYSTEMS = (
         title="Graph convolutional network",
         paper="1609.02907",
         module="etude.basics.graph",
-        sizes=("gcn",),
+        sizes={"gcn": 23_063},
         layouts=("pyg",),
         recipes=("gcn.karate", "gcn.packages", "gcn.cora", "gcn.citeseer", "gcn.pubmed"),
         summary="Each node's features averaged with its neighbours', layer by layer",
@@ -69,7 +69,7 @@ SYSTEMS = (
         title="Graph attention network",
         paper="1710.10903",
         module="etude.basics.graph",
-        sizes=("gat",),
+        sizes={"gat": 92_373},
         layouts=("pyg",),
         recipes=("gat.karate", "gat.packages", "gat.cora"),
         summary="Neighbours weighted by attention",
@@ -79,7 +79,13 @@ SYSTEMS = (
         title="ResNet",
         paper="1512.03385",
         module="etude.vision.resnet",
-        sizes=("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+        sizes={
+            "resnet18": 11_689_512,
+            "resnet34": 21_797_672,
+            "resnet50": 25_557_032,
+            "resnet101": 44_549_160,
+            "resnet152": 60_192_808,
+        },
         layouts=("torchvision",),
         recipes=("resnet.digits", "resnet.fashion", "resnet.mnist", "resnet.cifar10", "resnet.imagenet"),
         summary="Residual blocks: networks of over a hundred layers that train",
@@ -90,7 +96,7 @@ SYSTEMS = (
         title="Deformable convolution",
         paper="1703.06211, 1811.11168",
         module="etude.vision.deformable",
-        sizes=(),
+        sizes={},
         layouts=(),
         recipes=(),
         summary='A block whose taps move: etude.model("resnet18", deformable_from=4), DeformConv2d',
@@ -100,7 +106,7 @@ SYSTEMS = (
         title="MobileNet V1 and V2",
         paper="1704.04861, 1801.04381",
         module="etude.vision.mobilenet",
-        sizes=("mobilenet_v1", "mobilenet_v2"),
+        sizes={"mobilenet_v1": 4_231_976, "mobilenet_v2": 3_504_872},
         layouts=("torchvision",),
         recipes=("mobilenet.fashion", "mobilenet.imagenet"),
         summary="Depthwise separable convolutions and inverted residuals, for small devices",
@@ -110,7 +116,7 @@ SYSTEMS = (
         title="U-Net",
         paper="1505.04597",
         module="etude.vision.unet",
-        sizes=("unet",),
+        sizes={"unet": 31_037_698},
         layouts=("milesial",),
         recipes=("unet.brain", "unet.nuclei", "unet.folder"),
         summary="A class for every pixel: medical images and volumes, cells, any folder of masks",
@@ -120,7 +126,7 @@ SYSTEMS = (
         title="ESRGAN",
         paper="1809.00219",
         module="etude.vision.esrgan",
-        sizes=("rrdbnet_x4", "rrdbnet_x2"),
+        sizes={"rrdbnet_x4": 16_697_987, "rrdbnet_x2": 16_703_171},
         layouts=("esrgan", "ncnn"),
         recipes=(
             "esrgan.photos",
@@ -138,7 +144,13 @@ SYSTEMS = (
         title="YOLOv5",
         paper="Jocher et al. 2020-2022",
         module="etude.vision.yolo",
-        sizes=("yolov5n", "yolov5s", "yolov5m", "yolov5l", "yolov5x"),
+        sizes={
+            "yolov5n": 1_872_157,
+            "yolov5s": 7_235_389,
+            "yolov5m": 21_190_557,
+            "yolov5l": 46_563_709,
+            "yolov5x": 86_749_405,
+        },
         layouts=("yolov5",),
         recipes=("yolo.scenes", "yolo.coco", "yolo.folder"),
         summary="Boxes and classes of all objects in one pass, by anchors at three scales",
@@ -148,7 +160,7 @@ SYSTEMS = (
         title="Boxes and their suppression",
         paper="1902.09630, 1911.08287",
         module="etude.vision.boxes",
-        sizes=(),
+        sizes={},
         layouts=(),
         recipes=(),
         summary="Exact non-maximum suppression, fast: nms, batched_nms; generalized_iou, complete_iou",
@@ -158,7 +170,7 @@ SYSTEMS = (
         title="Recurrent network",
         paper="Elman 1990",
         module="etude.basics.rnn",
-        sizes=("rnn",),
+        sizes={"rnn": 492_800},
         layouts=("torch",),
         recipes=("rnn.bible",),
         summary="A state that each token changes: the simple recurrent language model",
@@ -169,7 +181,7 @@ SYSTEMS = (
         title="Long short-term memory",
         paper="Hochreiter & Schmidhuber 1997",
         module="etude.basics.rnn",
-        sizes=("lstm",),
+        sizes={"lstm": 1_478_912},
         layouts=("torch",),
         recipes=("lstm.bible",),
         summary="Gates that keep, forget and show a cell's memory, so that gradients last",
@@ -179,7 +191,7 @@ SYSTEMS = (
         title="Transformer",
         paper="1706.03762",
         module="etude.language.transformer",
-        sizes=("transformer-base", "transformer-big"),
+        sizes={"transformer-base": 63_082_496, "transformer-big": 214_245_376},
         layouts=("transformers",),
         recipes=("transformer.en_de", "transformer.en_fr", "transformer.en_zh", "transformer.big_en_de"),
         summary="Translation by attention alone: encoder and decoder, of any depth",
@@ -190,20 +202,20 @@ SYSTEMS = (
         title="GPT-2 and GPT-3",
         paper="2005.14165",
         module="etude.language.gpt",
-        sizes=(
-            "gpt2",
-            "gpt2-medium",
-            "gpt2-large",
-            "gpt2-xl",
-            "gpt3-125m",
-            "gpt3-350m",
-            "gpt3-760m",
-            "gpt3-1.3b",
-            "gpt3-2.7b",
-            "gpt3-6.7b",
-            "gpt3-13b",
-            "gpt3-175b",
-        ),
+        sizes={
+            "gpt2": 124_439_808,
+            "gpt2-medium": 354_823_168,
+            "gpt2-large": 774_030_080,
+            "gpt2-xl": 1_557_611_200,
+            "gpt3-125m": 125_226_240,
+            "gpt3-350m": 355_871_744,
+            "gpt3-760m": 760_300_032,
+            "gpt3-1.3b": 1_315_723_264,
+            "gpt3-2.7b": 2_651_553_280,
+            "gpt3-6.7b": 6_658_404_352,
+            "gpt3-13b": 12_853_386_240,
+            "gpt3-175b": 174_604_259_328,
+        },
         layouts=("transformers",),
         recipes=(
             "gpt.bible",
@@ -224,19 +236,19 @@ SYSTEMS = (
         title="BERT",
         paper="1810.04805",
         module="etude.language.bert",
-        sizes=(
-            "bert-base",
-            "bert-base-uncased",
-            "bert-large",
-            "bert-large-uncased",
-            "bert-minilm",
-            "bert-base-classifier",
-            "bert-large-classifier",
-            "bert-minilm-classifier",
-            "bert-base-masked-lm",
-            "bert-large-masked-lm",
-            "bert-minilm-embedder",
-        ),
+        sizes={
+            "bert-base": 108_310_272,
+            "bert-base-uncased": 109_482_240,
+            "bert-large": 333_579_264,
+            "bert-large-uncased": 335_141_888,
+            "bert-minilm": 22_713_216,
+            "bert-base-classifier": 108_311_810,
+            "bert-large-classifier": 333_581_314,
+            "bert-minilm-classifier": 22_713_986,
+            "bert-base-masked-lm": 108_340_804,
+            "bert-large-masked-lm": 333_610_308,
+            "bert-minilm-embedder": 22_565_376,
+        },
         layouts=("transformers", "masked-lm"),
         recipes=("bert.reviews", "bert.sst2", "bert.mlm"),
         summary="An encoder that reads from both sides, pre-trained by filling in hidden words",
@@ -246,7 +258,7 @@ SYSTEMS = (
         title="GAN",
         paper="1406.2661, 1511.06434",
         module="etude.generative.gan",
-        sizes=("dcgan",),
+        sizes={"dcgan": 6_342_272},
         layouts=(),
         recipes=("gan.fashion", "gan.ring"),
         summary="A generator learns from a critic that learns to tell its pictures from real ones",
@@ -256,7 +268,7 @@ SYSTEMS = (
         title="Wasserstein GAN",
         paper="1701.07875",
         module="etude.generative.gan",
-        sizes=("wgan",),
+        sizes={"wgan": 6_342_272},
         layouts=(),
         recipes=("wgan.fashion",),
         summary="The critic measures a distance between made and real pictures, its weights bounded",
@@ -266,7 +278,7 @@ SYSTEMS = (
         title="WGAN with gradient penalty",
         paper="1704.00028",
         module="etude.generative.gan",
-        sizes=("wgan-gp",),
+        sizes={"wgan-gp": 6_571_648},
         layouts=(),
         recipes=("wgan_gp.fashion", "wgan_gp.ring"),
         summary="The critic's slope is held at 1 by a penalty: stable training, no lost modes",
@@ -276,7 +288,7 @@ SYSTEMS = (
         title="ProGAN",
         paper="1710.10196",
         module="etude.generative.progan",
-        sizes=("progan",),
+        sizes={"progan": 46_174_044},
         layouts=(),
         recipes=("progan.fashion", "progan.photos", "progan.faces"),
         summary="Generator and critic grow together, from 4x4 to 1024x1024 pixels",
@@ -327,11 +339,6 @@ def example(name: str) -> tuple[Tensor, ...]:
     """Inputs that the model of this size takes, drawn from torch's generator: for drawing and counting."""
     module = importlib.import_module(system(name).module)
     return module.example(module.sizes[name])
-
-
-def parameters(row: System) -> dict[str, int]:
-    """The number of parameters of each size."""
-    return {size: count(size) for size in row.sizes}
 
 
 def count(size: str) -> int:

@@ -243,7 +243,7 @@ NARROW: dict[str, dict[str, Any]] = {
 """Of the systems that take seconds."""
 
 
-@pytest.mark.parametrize("size", [size for row in catalog.SYSTEMS for size in row.sizes[:1]])
+@pytest.mark.parametrize("size", [size for row in catalog.SYSTEMS for size in list(row.sizes)[:1]])
 def test_every_system_offers_an_example_that_traces_back(size):
     torch.manual_seed(0)
     model = catalog.model(size, **NARROW.get(size, {}))

@@ -1,6 +1,6 @@
 """The command line: `etude VERB ...`. Results go to stdout, progress and messages to stderr.
 
-Nothing here imports torch until a verb needs it, so that --help, list and --version answer at once.
+Nothing here imports torch until a verb needs it, so that --help, list, info, report and --version answer at once.
 """
 
 from __future__ import annotations

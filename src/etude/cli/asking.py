@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from etude.cli.flags import ask_flags, flag_names, recipe_words, values_of
+from etude.cli.light import light
 from etude.cli.parts import complain, parser_of, print_json, print_table
 from etude.cli.training import data_path
 from etude.errors import UsageError, nearest
@@ -18,6 +19,9 @@ from etude.progress import bars
 if TYPE_CHECKING:
     from etude.engine.recipe import Recipe
     from etude.engine.run import Run
+
+
+PRECISION = "fp32, bf16 or auto (default: what the run was trained in, where this machine computes in it)"
 
 
 def eval_(arguments: list[str]) -> int:
@@ -29,22 +33,26 @@ def eval_(arguments: list[str]) -> int:
     parser.add_argument("run", help="the run directory")
     parser.add_argument("--split", default="test")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="", help=PRECISION)
     data_path(parser)
     options, others = parser.parse_known_args(arguments)
     import etude
     from etude.engine.evaluate import numbers
+    from etude.engine.precision import pick_device
 
     run = etude.open(options.run)
     changes = _changes(run.recipe, others)
     changes |= {} if options.data_path is None else {"data.path": options.data_path}
-    measured = run.measure(options.split, device=options.device, changes=changes)
+    precision = run.precision(pick_device(options.device), options.precision)
+    measured = run.measure(options.split, device=options.device, changes=changes, precision=precision)
     values, notes = numbers(measured), run.recipe.with_(**changes).task.notes(measured)
     if options.json:
-        document = {"run": str(run.path), "recipe": run.recipe.name, "split": options.split, "eval": values}
-        print_json(document | ({"notes": notes} if notes else {}))
+        document = {"run": str(run.path), "recipe": run.recipe.name, "split": options.split, "precision": precision}
+        print_json(document | {"eval": values} | ({"notes": notes} if notes else {}))
     else:
         rows = [[name, f"{value:.6g}", notes.get(name, "")] for name, value in values.items()]
-        print_table(rows + [[name, note, ""] for name, note in notes.items() if name not in values])
+        rows += [[name, note, ""] for name, note in notes.items() if name not in values]
+        print_table([*rows, ["computed in", precision, ""]])
     return 0
 
 
@@ -55,7 +63,8 @@ def _changes(recipe: Recipe, words: list[str]) -> dict[str, Any]:
         flag = word.split("=", 1)[0]
         if flag.startswith("--") and flag not in known:
             raise UsageError(
-                f"etude eval: unknown flag {flag}", hint=nearest(flag, [*known, "--split", "--device", "--data-path"])
+                f"etude eval: unknown flag {flag}",
+                hint=nearest(flag, [*known, "--split", "--device", "--precision", "--data-path"]),
             )
     return values_of(words, known)
 
@@ -81,7 +90,7 @@ def predict(arguments: list[str]) -> int:
         "--stream", action="store_true", help="show a text while it is written, as a terminal does with one input"
     )
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="", help="fp32, bf16 or auto (default: what the run was trained in)")
+    parser.add_argument("--precision", default="", help=PRECISION)
     choices = ask_flags(parser, arguments)
     arguments, started = recipe_words(arguments)
     options = parser.parse_intermixed_args(arguments)
@@ -229,7 +238,10 @@ def report(arguments: list[str]) -> int:
     import etude
 
     there = (Path(options.run) / "study.json").is_file()
-    path = (etude.StudyRun(options.run) if there else etude.open(options.run)).report()
+    checked = light(lambda: (etude.StudyRun(options.run) if there else etude.open(options.run)).path)
+    from etude.report import write
+
+    path = write(checked)
     print_json({"report": str(path)}) if options.json else print(path)
     return 0
 

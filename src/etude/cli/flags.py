@@ -15,6 +15,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any
 
 from etude import catalog
+from etude.cli.light import light, wants_help
 from etude.cli.parts import Parser
 from etude.errors import UsageError, nearest
 
@@ -149,10 +150,14 @@ def recipe_words(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
     name = next((word for word in arguments if word in catalog.recipes() and not Path(word).exists()), "")
     if not name:
         return arguments, {}
-    import etude
 
-    recipe = etude.recipe(name)
-    known = [*flag_names(recipe.model, "--model."), *flag_names(recipe.start, "--start.")]
+    def flags() -> list[str]:
+        import etude
+
+        recipe = etude.recipe(name)
+        return [*flag_names(recipe.model, "--model."), *flag_names(recipe.start, "--start.")]
+
+    known = light(flags) if wants_help(arguments) else flags()
     kept, words, rest = [], [], iter(arguments)
     for word in rest:
         if word.split("=", 1)[0] in known:
@@ -166,23 +171,29 @@ def ask_flags(parser: Parser, arguments: list[str]) -> list[str]:
     """Add a flag for each field of what the task of the named run lets one choose (`Task.ask`); returns their names."""
     recipes = catalog.recipes()
     place = next((word for word in arguments if word in recipes or (Path(word) / "recipe.json").is_file()), "")
-    if not place:
-        if arguments and not arguments[0].startswith("-") and arguments[0] not in recipes:
-            import etude
-
-            etude.open(arguments[0])  # tells that there is no such run, before a flag of its task is called unknown
+    if not place and (not arguments or arguments[0].startswith("-")):
         return []
-    import etude
 
-    ask = (etude.open(place).recipe if Path(place).exists() else etude.recipe(place)).task.ask
-    kinds, said = typing.get_type_hints(ask), said_of_fields(ask)
-    for field in fields(ask):
-        about = [said.get(field.name, ""), f"(default {field.default})" if field.default not in (None, "") else ""]
-        help_ = " ".join(part for part in about if part).replace("%", "%%")
-        kind = flag_type(kinds[field.name])
-        parser.add_argument(f"--{field.name.replace('_', '-')}", default=None, help=help_, **kind)
-    names = [field.name for field in fields(ask)]
-    return names
+    def about() -> dict[str, dict[str, Any]]:
+        """What argparse needs to know of each field."""
+        import etude
+
+        if not place:
+            etude.open(arguments[0])  # tells that there is no such run, before a flag of its task is called unknown
+            return {}
+        ask = (etude.open(place).recipe if Path(place).exists() else etude.recipe(place)).task.ask
+        kinds, said = typing.get_type_hints(ask), said_of_fields(ask)
+        found = {}
+        for field in fields(ask):
+            words = [said.get(field.name, ""), f"(default {field.default})" if field.default not in (None, "") else ""]
+            help_ = " ".join(word for word in words if word).replace("%", "%%")
+            found[field.name] = {"help": help_, **flag_type(kinds[field.name])}
+        return found
+
+    known = light(about) if wants_help(arguments) else about()
+    for name, settings in known.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", default=None, **settings)
+    return list(known)
 
 
 def said_of_fields(kind: type) -> dict[str, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from etude import catalog
+from etude.cli.light import light
 from etude.cli.parts import parser_of, print_json, print_table
 from etude.errors import UsageError
 
@@ -35,41 +36,60 @@ def info(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     what = options.what
     if what in catalog.recipes():
-        from etude.recipes import find_recipe
-
-        print_json({"recipe": what, "config": find_recipe(what).to_json()})
+        print_json(light(_of_recipe, what))
         return 0
     if what in catalog.studies():
-        from etude.recipes import find_study
-
-        study = find_study(what)
-        changes = {v.label: v.said() for v in study.variants}
-        print_json({"study": what, "question": study.question, "variants": changes, "base": study.base.to_json()})
+        print_json(light(_of_study, what))
         return 0
     if (Path(what) / "study.json").is_file():
-        import etude
-
-        print_json({"run": what} | etude.StudyRun(what).result)
+        print_json(light(_of_study_run, what))
         return 0
     if Path(what).is_dir():
-        import etude
-
-        run = etude.open(what)
-        document = {"run": str(run.path), "recipe": run.recipe.name, "finished": run.finished, "env": run.env}
-        print_json(document | ({"result": run.result} if run.finished else {}))
+        print_json(light(_of_run, what))
         return 0
     row = catalog.system(what)
-    from etude.weights import published
-
-    weights = [asdict(checkpoint) for checkpoint in published(row.sizes)]
-    document = row.json() | {"parameters": catalog.parameters(row), "weights": weights}
+    document = row.json() | {"parameters": row.sizes, "weights": light(_weights, row)}
     if options.json:
         print_json(document)
         return 0
     print_table([[key, _said(value)] for key, value in document.items() if key != "weights"])
-    for w in weights:
+    for w in document["weights"]:
         print(f"weights     {w['url']}  ({w['layout']} layout, top-1 {w['top1']} %, {w['licence']})")
     return 0
+
+
+def _of_recipe(name: str) -> dict[str, Any]:
+    from etude.recipes import find_recipe
+
+    return {"recipe": name, "config": find_recipe(name).to_json()}
+
+
+def _of_study(name: str) -> dict[str, Any]:
+    from etude.recipes import find_study
+
+    study = find_study(name)
+    changes = {v.label: v.said() for v in study.variants}
+    return {"study": name, "question": study.question, "variants": changes, "base": study.base.to_json()}
+
+
+def _of_study_run(path: str) -> dict[str, Any]:
+    import etude
+
+    return {"run": path} | etude.StudyRun(path).result
+
+
+def _of_run(path: str) -> dict[str, Any]:
+    import etude
+
+    run = etude.open(path)
+    document = {"run": str(run.path), "recipe": run.recipe.name, "finished": run.finished, "env": run.env}
+    return document | ({"result": run.result} if run.finished else {})
+
+
+def _weights(row: catalog.System) -> list[dict[str, Any]]:
+    from etude.weights import published
+
+    return [asdict(checkpoint) for checkpoint in published(row.sizes)]
 
 
 def _said(value: Any) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from etude import catalog
 from etude.cli.flags import Options, recipe_flags, word_after
+from etude.cli.light import light, wants_help
 from etude.cli.parts import parser_of, print_json, print_table
 from etude.errors import NumericError, UsageError, nearest
 
@@ -34,17 +35,12 @@ def train(arguments: list[str]) -> int:
     name = arguments[0]
     if name not in names:
         raise UsageError(f"unknown recipe {name!r}", hint=nearest(name, names) or "etude list")
+    if wants_help(arguments):
+        light(_chosen, name, arguments[1:])  # prints it and exits
+    found, recipe, options = _chosen(name, arguments[1:])
     from etude.engine import fit
     from etude.engine.study import Study
-    from etude.recipes import find
 
-    found = find(name)
-    base = found.base if isinstance(found, Study) else found
-    if teacher := word_after("--teacher", arguments):
-        from etude.compress.distill import distill
-
-        base = distill(base, teacher)
-    recipe, options = recipe_flags(base, name, arguments[1:])
     if path := getattr(recipe.data, "path", ""):  # to be resumed and evaluated from anywhere
         recipe = recipe.with_(**{"data.path": str(Path(path).expanduser().absolute())})
     if isinstance(found, Study):
@@ -56,6 +52,20 @@ def train(arguments: list[str]) -> int:
         return _trained(result | {"dry_run": True}, None, options.json)
     run = fit.train(recipe, run=options.run, device=options.device, workers=options.workers, quiet=options.quiet)
     return _trained(run.result, run, options.json)
+
+
+def _chosen(name: str, arguments: list[str]) -> tuple[Recipe | Study, Recipe, Options]:
+    """The recipe or study of this name, and itself or its base with the flags applied."""
+    from etude.engine.study import Study
+    from etude.recipes import find
+
+    found = find(name)
+    base = found.base if isinstance(found, Study) else found
+    if teacher := word_after("--teacher", arguments):
+        from etude.compress.distill import distill
+
+        base = distill(base, teacher)
+    return found, *recipe_flags(base, name, arguments)
 
 
 def _find_lr(recipe: Recipe, options: Options) -> int:

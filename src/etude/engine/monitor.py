@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,6 @@ class _Made:
 _PURPOSE = "on purpose"
 """Stands in the place of an origin for numbers that the program itself set to Inf, and for memory not yet written."""
 _UNWRITTEN = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "empty_permuted"}
-_OURS = (str(Path(torch.__file__).parent), __file__, "/jaxtyping/", "/beartype/", "<")
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -365,12 +365,18 @@ def _key(tensor: Tensor) -> int | None:
     return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else None
 
 
+@cache
+def _passed_over() -> tuple[str, ...]:
+    """What is in the names of files that are torch's or ours."""
+    return (str(Path(torch.__file__).parent), __file__, "/jaxtyping/", "/beartype/", "<")
+
+
 def _source() -> str:
     """file:line of the innermost frame that is neither torch's nor ours: "tasks/classify.py:63"."""
     frame = sys._getframe(2)
     while frame is not None:
         name = frame.f_code.co_filename
-        if not any(ours in name for ours in _OURS):
+        if not any(ours in name for ours in _passed_over()):
             path = Path(name)
             short = path.relative_to(_PACKAGE).as_posix() if path.is_relative_to(_PACKAGE) else path.name
             return f"{short}:{frame.f_lineno}" if linecache.getline(name, frame.f_lineno) else short

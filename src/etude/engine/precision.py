@@ -60,7 +60,7 @@ def resolve(precision: str, device: torch.device) -> Resolved:
 
 
 def slow(precision: Resolved, device: torch.device) -> str:
-    """One line that warns of a format that this CPU emulates, and names the fastest; "" where there is nothing to say."""
+    """One line that warns of a format that this CPU emulates, and names the fastest; "" for the others."""
     if device.type != "cpu" or precision != "bf16" or cpu.computes_bf16():
         return ""
     return (

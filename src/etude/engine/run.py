@@ -24,7 +24,8 @@ from etude.engine.parallel import World
 from etude.engine.precision import Resolved, autocast, computes_bf16, pick_device, resolve, warn_slow
 from etude.engine.recipe import Recipe, check
 from etude.errors import MissingError, RefusedError, UsageError, nearest
-from etude.tasks.base import Ask
+from etude.nn.lowbit import WEIGHTS, fast_linears
+from etude.tasks.base import Ask, WriteAsk
 from etude.tasks.metrics import Metric
 
 
@@ -99,7 +100,7 @@ class Run:
         except UsageError as error:
             raise RefusedError(f"{self.path / 'recipe.json'} does not hold a recipe: {error}") from None
         self._model: nn.Module | None = None
-        self._answering: tuple[tuple[torch.device, Resolved], nn.Module] | None = None
+        self._answering: tuple[tuple[torch.device, Resolved, str], nn.Module] | None = None
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}: {self.recipe.name})"
@@ -123,7 +124,8 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any]:
-        """result.json: {"recipe", "seed", "steps", "train", "eval", "best", "seconds", "params", "weights_sha256"}."""
+        """result.json: {"recipe", "seed", "steps", "train", "eval", "precision", "best", "seconds", "params",
+        "weights_sha256"}; "precision" is what the evaluation computed in."""
         return self._json("result.json")
 
     @property
@@ -190,18 +192,28 @@ class Run:
             raise MissingError(f"{self.path} holds no weights yet", hint=f"etude resume {self.path}")
         return loaded.groups.get("ema", loaded.groups["model"])
 
-    def precision(self, device: torch.device) -> Resolved:
-        """What the run was trained in, where this device computes in it; else fp32."""
+    def precision(self, device: torch.device, wanted: str = "") -> Resolved:
+        """What this run computes in on this device: `wanted` (auto, fp32, bf16, fp16), or by default what it was
+        trained in, where that is the faster format here too; else fp32."""
+        if wanted:
+            return resolve(wanted, device)
         trained: Resolved = self.env.get("precision", "fp32")
         usable = trained == "fp32" or (trained == "bf16" and computes_bf16(device)) or device.type == "cuda"
         return trained if usable else "fp32"
 
-    def _prepared(self, device: str, precision: str) -> tuple[nn.Module, torch.device, Resolved]:
-        """The model as it answers, made once, where it is, and in what it computes."""
+    def _prepared(self, device: str, precision: str, ask: Ask) -> tuple[nn.Module, torch.device, Resolved]:
+        """The model as it answers, made once, where it is, and in what it computes. Where answers are written on a CPU,
+        its linear layers keep their weights as `ask` says, or in that precision."""
         place = pick_device(device)
-        number = resolve(precision, place) if precision else self.precision(place)
-        if self._answering is None or self._answering[0] != (place, number):
-            self._answering = (place, number), answering(self.model(device), self.recipe, number)
+        number = self.precision(place, precision)
+        weights = (ask.weights or number) if isinstance(ask, WriteAsk) and place.type == "cpu" else ""
+        how = (place, number, weights)
+        if self._answering is None or self._answering[0] != how:
+            model = self.model(device)
+            if weights:
+                model = fast_linears(model, dtype=WEIGHTS[weights])
+            warn_slow(number, place)
+            self._answering = how, answering(model, self.recipe, number)
         return self._answering[1], place, number
 
     def predict(self, *inputs: Any, device: str = "auto", precision: str = "", **ask: Any) -> Any:
@@ -213,7 +225,7 @@ class Run:
             raise UsageError(
                 f"predict of {self.recipe.name} takes inputs", hint=f"etude predict {self.path} --samples 8"
             )
-        model, place, number = self._prepared(device, precision)
+        model, place, number = self._prepared(device, precision, asked)
         with torch.no_grad(), autocast(number, place):
             results = self.recipe.task.predict(model, list(inputs), self.recipe.data, self.facts, asked)
         return results[0] if len(inputs) <= 1 else results
@@ -223,7 +235,7 @@ class Run:
         if not self.recipe.task.streams:
             raise UsageError(f"answers of {self.recipe.name} come whole, not piece by piece", hint="etude predict")
         asked = self.asked(ask)
-        model, place, number = self._prepared(device, "")
+        model, place, number = self._prepared(device, "", asked)
         pieces = self.recipe.task.stream(model, raw, self.recipe.data, self.facts, asked)
         while True:  # what stands around the making of a piece does not stay while it is read
             with torch.no_grad(), autocast(number, place):
@@ -257,11 +269,13 @@ class Run:
         device: str = "auto",
         data_path: str | None = None,
         changes: dict[str, Any] | None = None,
+        precision: str = "",
     ) -> dict[str, float]:
         """The task's measures of the kept weights over a split: what result.json says, measured again. Of other data,
         where `data_path` says so; `changes` are those of the recipe's other fields that bear on measuring, by name:
-        {"data.context": 448}."""
-        return numbers(self.measure(split, device=device, data_path=data_path, changes=changes))
+        {"data.context": 448}. `precision`: fp32, bf16 or auto; by default the run's own, or fp32 where this device
+        does not compute in it."""
+        return numbers(self.measure(split, device=device, data_path=data_path, changes=changes, precision=precision))
 
     def measure(
         self,
@@ -270,6 +284,7 @@ class Run:
         device: str = "auto",
         data_path: str | None = None,
         changes: dict[str, Any] | None = None,
+        precision: str = "",
     ) -> dict[str, Metric]:
         """`evaluate`, with what it counted."""
         recipe = self.recipe.with_(**{} if data_path is None else {"data.path": data_path}, **(changes or {}))
@@ -283,7 +298,9 @@ class Run:
             raise UsageError(str(error), hint="" if "--model" in error.hint else error.hint) from error
         model.eval()
         place = next(model.parameters()).device
-        return measure(model, recipe, dataset, split, world=World(place), precision=self.precision(place))
+        number = self.precision(place, precision)
+        warn_slow(number, place)
+        return measure(model, recipe, dataset, split, world=World(place), precision=number)
 
     def export(self, path: str | Path | None = None, *, part: str | None = None) -> Path:
         """Plain weights by the model's own names, for `etude.load_weights` or any reader of safetensors; returns the

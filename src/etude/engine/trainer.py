@@ -37,6 +37,7 @@ from etude.engine.recipe import Recipe
 from etude.engine.replay import seed_step, write_replay
 from etude.engine.run import version
 from etude.errors import EtudeError, Interrupted, NumericError, RefusedError, UsageError
+from etude.nn import weight_gradient
 from etude.tasks.base import Block, Logs, LossFn, LossLogs, Update
 from etude.tasks.metrics import Metric
 
@@ -133,6 +134,9 @@ class Trainer:
             self._began = recipe.start.fill(model)
         recipe.task.check(model, self.dataset)
         model.to(self.device, memory_format=recipe.memory_format)  # pyright: ignore[reportCallIssue] - not in the stubs
+        plain = self.device.type == "cpu" and self.precision == "fp32" and not recipe.compile
+        if recipe.channels_last and plain and not recipe.task.second_order and weight_gradient.pays():
+            weight_gradient.speed_up(model)
         self.model = distribute(model, self.world)
         if recipe.compile:
             for name in by_player(recipe.optim):

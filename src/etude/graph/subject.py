@@ -63,7 +63,7 @@ def subject(what: str, *, dtype: torch.dtype = torch.float32, small: bool = Fals
     row = catalog.system(what)
     if not row.sizes:
         raise UsageError(f"{what} is a block, not a model", hint="etude graph resnet18, or a run that uses it")
-    return _of_size(what if what in row.sizes else row.sizes[0], dtype, small)
+    return _of_size(what if what in row.sizes else next(iter(row.sizes)), dtype, small)
 
 
 def project(result: Any) -> Tensor:

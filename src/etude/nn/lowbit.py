@@ -1,27 +1,37 @@
 """Linear layers that read their weights as fast as memory gives them, for inference on a CPU.
 
 With one row, as when a text is written token by token, a linear layer does two operations for each weight it reads, so
-its speed is that of memory. torch's own reads at a third of that speed; with its weights reordered once by oneDNN into
-blocks ("packed"), it reads at all of it. In bf16 there is half to read, in int8 a quarter.
+its speed is that of memory. torch's own reads at a third of that speed; with its weights reordered once into blocks
+("packed") it reads at up to all of it, and there is half as much to read in 16 bits, a quarter in int8.
 
-    packed    oneDNN's order, in fp32 (equal to torch's layer to rounding) or bf16
-    int8      weight only, symmetric, one scale a row: w ~ scale round(w / scale), scale = max |w| / 127; the inputs
-              are bf16. Of trained weights, whose outliers lie in few rows, this keeps more than one scale for all
+    fp32   packed by oneDNN; equal to torch's layer to rounding
+    bf16   packed by oneDNN, with products in bf16, where the CPU has them. Elsewhere the weights, rounded to bf16, are
+           held in fp16 by fbgemm and the products are fp32's: no slower than fp32 for many rows, and for one row up to
+           three times as fast
+    int8   products of integers by fbgemm: symmetric weights with a scale for each output, w ~ s round(w / s),
+           s = max |w| / 127, and inputs quantised to the range of each row. Where torch has no fbgemm (ARM), the
+           weights alone are int8
 
-All that lies between the layers stays float32: it costs nothing there, and torch's attention of a single query takes
-seven times as long in bf16 as in float32 on a CPU (116 against 16 microseconds, 12 heads over 128 places, one thread).
+A CPU without VNNI adds pairs of 8-bit products in 16 bits, which overflow; there inputs keep 7 bits. All that lies
+between the layers stays float32: it costs nothing there, and torch's attention of a single query takes seven times as
+long in bf16 as in float32 on a CPU (116 against 16 microseconds, 12 heads over 128 places, one thread).
 """
 
 import copy
+import functools
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from etude import cpu
 from etude.nn.tied import TiedHead
 
+WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
+"""How weights can be kept, by name."""
 FEW = 4
-"""Rows up to which torch's int8 product is the faster; for more the weights are made bf16 first."""
+"""Rows up to which torch's product with int8 weights alone is the faster; for more they are converted first."""
 
 
 class PackedLinear(nn.Module):
@@ -38,8 +48,51 @@ class PackedLinear(nn.Module):
         return y.to(x.dtype)
 
 
+class HalfLinear(nn.Module):
+    """x W^T + b with W rounded to bf16 and held in fp16, products and sums in fp32. (..., D) -> (..., E) in x's type.
+
+    fp16 has more digits than bf16 and a smaller range: weights below 6e-8 become 0, those above 65,504 are cut.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        rounded = weight.detach().to(torch.bfloat16).float()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of weights that fp16 cuts
+            self.packed = torch.ops.quantized.linear_prepack_fp16(rounded, None if bias is None else bias.float())
+
+    def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
+        return torch.ops.quantized.linear_dynamic_fp16(x.float().contiguous(), self.packed).to(x.dtype)
+
+
 class Int8Linear(nn.Module):
-    """x W^T + b, each row of W as int8 with its own scale. (..., D) -> (..., E) in float32. It cannot be trained."""
+    """x W^T + b by products of integers. (..., D) -> (..., E) in float32. It cannot be trained.
+
+    Each row of x is mapped from its range, least number l to l + r, to [0, 1] and rounded to 255 steps (127 on a CPU
+    without VNNI): x W^T = r ((x - l) / r) W^T + l sum(W), the sum over the inputs of each output. So a row's answer
+    does not depend on the rows beside it.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        stored, scale = quantize_rows(weight.detach().float())
+        self.packed = _pack_int8(stored, scale)
+        self.sums = stored.sum(1) * scale
+        self.bias = None if bias is None else bias.detach().float()
+
+    def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
+        rows = x.float().flatten(0, -2)
+        low, high = torch.aminmax(rows, dim=1, keepdim=True)
+        span = (high - low).clamp_(min=torch.finfo(torch.float32).tiny)
+        y = torch.ops.quantized.linear_dynamic((rows - low).div_(span), self.packed, overflows())
+        y = y.mul_(span).addcmul_(low, self.sums)
+        y = y if self.bias is None else y.add_(self.bias)
+        return y.unflatten(0, x.shape[:-1])
+
+
+class Int8WeightLinear(nn.Module):
+    """x W^T + b, each row of W as int8 with its own scale, x in 16 or 32 bits. (..., D) -> (..., E) in float32. It
+    cannot be trained."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
@@ -49,11 +102,12 @@ class Int8Linear(nn.Module):
         self.ones = torch.ones_like(self.scale, dtype=torch.bfloat16)
 
     def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
-        rows = x.to(torch.bfloat16).flatten(0, -2)
+        rows = x.flatten(0, -2)
         if len(rows) <= FEW:
-            y = torch._weight_int8pack_mm(rows, self.weight, self.ones)
+            y = torch._weight_int8pack_mm(rows.to(torch.bfloat16), self.weight, self.ones)
         else:  # bf16 holds whole numbers up to 256 exactly
-            y = nn.functional.linear(rows, self.weight.to(torch.bfloat16))
+            dtype = torch.bfloat16 if cpu.computes_bf16() else torch.float32
+            y = nn.functional.linear(rows.to(dtype), self.weight.to(dtype))
         return torch.addcmul(self.bias, y, self.scale).unflatten(0, x.shape[:-1])
 
 
@@ -63,18 +117,83 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / scale[:, None]).round().to(torch.int8), scale
 
 
+def _pack_int8(stored: Tensor, scale: Tensor) -> Any:
+    """fbgemm's order of int8 weights with a scale for each row."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch means to retire the tensor type that its packing takes
+        zeros = torch.zeros(len(scale), dtype=torch.long)
+        weight = torch._make_per_channel_quantized_tensor(stored, scale.double(), zeros, 0)
+        return torch.ops.quantized.linear_prepack(weight, None)
+
+
+@functools.cache
+def has_onednn(dtype: torch.dtype) -> bool:
+    """Whether this torch packs weights of this type on this CPU."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        found = PackedLinear(torch.full((16, 16), 0.5), None, dtype)(torch.ones(1, 16))
+    except (RuntimeError, AttributeError):
+        return False
+    return bool((found == 8).all())
+
+
+@functools.cache
+def has_fbgemm() -> bool:
+    """Whether this torch has fbgemm's kernels, for int8 and fp16 weights, on this CPU."""
+    if torch.backends.quantized.engine not in ("x86", "fbgemm"):
+        return False
+    try:
+        half = HalfLinear(torch.full((16, 16), 0.5), None)(torch.ones(1, 16))
+        whole = Int8Linear(torch.full((16, 16), 0.5), None)(torch.ones(2, 16))
+    except (RuntimeError, AttributeError):
+        return False
+    return bool((half == 8).all()) and torch.allclose(whole, torch.tensor(8.0), atol=0.1)
+
+
+@functools.cache
+def overflows() -> bool:
+    """Whether fbgemm's sums of two 8-bit products overflow on this CPU, as they do without VNNI."""
+    weight = torch.full((32, 64), 127, dtype=torch.int8)
+    largest = torch.ops.quantized.linear_dynamic(torch.ones(1, 64), _pack_int8(weight, torch.ones(32)), False)
+    return bool((largest < 127 * 64 - 1).any())
+
+
+def fast_layer(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Module | None:
+    """The fastest layer of these weights kept in `dtype` on this CPU; None where none is faster than torch's own."""
+    if dtype == torch.int8:
+        return Int8Linear(weight, bias) if has_fbgemm() else Int8WeightLinear(weight, bias)
+    if dtype == torch.bfloat16 and not (cpu.computes_bf16() and has_onednn(dtype)):
+        if has_fbgemm():
+            return HalfLinear(weight, bias)
+        weight, dtype = weight.to(torch.bfloat16).float(), torch.float32
+    return PackedLinear(weight, bias, dtype) if has_onednn(dtype) else None
+
+
+def kernels() -> dict[str, str]:
+    """What computes a linear layer on this CPU, by the type its weights are kept in, in words."""
+    plain = "fp32 by oneDNN, packed" if has_onednn(torch.float32) else "fp32 by torch's own layer"
+    half, whole = plain, "int8 weights alone"
+    if cpu.computes_bf16() and has_onednn(torch.bfloat16):
+        half = "bf16 products by oneDNN, packed"
+    elif has_fbgemm():
+        half = "fp32 products of weights held in 16 bits, by fbgemm"
+    if has_fbgemm():
+        whole = f"int8 products by fbgemm, {'7-bit inputs (no VNNI)' if overflows() else '8-bit inputs (VNNI)'}"
+    return {"fp32": plain, "bf16": half, "int8": whole}
+
+
 def fast_linears(model: nn.Module, *, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A copy of `model` in eval mode that answers the same, faster on a CPU; it cannot be trained or saved.
 
-    Its linear layers, and a tied head, keep their weights packed in torch.float32 (equal to rounding) or
-    torch.bfloat16, or row by row in torch.int8; what lies between stays as it is. Where torch was built without oneDNN,
-    and on other devices than the CPU, the layers stay as they are, too. ValueError for any other type.
+    Its linear layers, and a tied head, keep their weights in torch.float32 (equal to rounding), torch.bfloat16 or
+    torch.int8; what lies between stays as it is. On other devices than the CPU, and where no kernel is faster than
+    torch's own, layers stay as they are. ValueError for any other type.
     """
     if dtype not in (torch.float32, torch.bfloat16, torch.int8):
         raise ValueError(f"weights are kept as float32, bfloat16 or int8, not as {str(dtype).removeprefix('torch.')}")
     model = copy.deepcopy(model).eval().requires_grad_(False)
-    device = next(model.parameters()).device
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if next(model.parameters()).device.type != "cpu":
         return model
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear):
@@ -84,6 +203,6 @@ def fast_linears(model: nn.Module, *, dtype: torch.dtype = torch.float32) -> nn.
             weight, bias = holder.embedding.weight, getattr(holder, "output_bias", None)
         else:
             continue
-        fast = Int8Linear(weight, bias) if dtype == torch.int8 else PackedLinear(weight, bias, dtype)
-        model.set_submodule(name, fast)
+        if (fast := fast_layer(weight, bias, dtype)) is not None:
+            model.set_submodule(name, fast)
     return model

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from etude.data.base import Batch, Data, Dataset
 from etude.errors import UsageError
+from etude.nn.lowbit import WEIGHTS
 from etude.tasks.metrics import Metric
 
 Logs = dict[str, Tensor]
@@ -86,6 +87,19 @@ class Ask:
     def made(self) -> str:
         """What to call an answer that is made of nothing but this; "" where `predict` needs inputs."""
         return ""
+
+
+@dataclass(frozen=True)
+class WriteAsk(Ask):
+    """Of answers that are written token by token: as fast, on a CPU, as the weights of linear layers are read."""
+
+    weights: str = ""
+    """How a CPU keeps the weights of linear layers while writing: fp32, bf16 or int8, the fewer bits the faster; empty:
+    in what the run was trained in."""
+
+    def __post_init__(self) -> None:
+        if self.weights not in ("", *WEIGHTS):
+            raise UsageError(f"weights is {self.weights!r}; it can be {', '.join(WEIGHTS)}", hint="--weights int8")
 
 
 @dataclass(frozen=True)

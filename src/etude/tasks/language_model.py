@@ -21,19 +21,17 @@ from etude.data.corpus import CorpusDataset, Tokens
 from etude.data.text import TextDataset, Texts, TextTokens
 from etude.errors import UsageError
 from etude.nn import generation
-from etude.nn.lowbit import fast_linears
-from etude.tasks.base import Ask, Block, LossLogs, Task
+from etude.tasks.base import Ask, Block, LossLogs, Task, WriteAsk
 from etude.tasks.metrics import Exponential, Mean, Metric
 
 SHOWN = 600
 """Tokens of held-out text whose bits the report shows."""
-KEPT = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 PROMPT, WRITTEN = 40, 400
 """Tokens of held-out text that the report's sample begins with, and tokens that it goes on for."""
 
 
 @dataclass(frozen=True)
-class Continue(Ask):
+class Continue(WriteAsk):
     """How a prompt is continued."""
 
     length: int = 400
@@ -50,13 +48,9 @@ class Continue(Ask):
     """Text before which to stop."""
     seed: int = 0
     """The same seed writes the same text."""
-    weights: str = ""
-    """How a CPU keeps the weights of linear layers while writing: fp32, bf16 or int8, each faster than the one before;
-    empty: in what the run was trained in."""
 
     def __post_init__(self) -> None:
-        if self.weights not in ("", *KEPT):
-            raise UsageError(f"weights is {self.weights!r}; it can be {', '.join(KEPT)}", hint="--weights int8")
+        super().__post_init__()
         if self.length < 1:
             raise UsageError(f"length is {self.length}; it must be at least 1", hint="--length 400")
         if not 0 <= self.temperature < math.inf:
@@ -193,7 +187,6 @@ class LanguageModel(Task):
         """Each prompt's continuation. Inputs: texts, or Paths of files that hold one."""
         assert isinstance(data, Texts)
         asked, vocabulary = ask or Continue(), data.vocabulary_of(facts)
-        model = fast_linears(model, dtype=KEPT[asked.weights or _trained_in()])
         prompts = [data.text(raw) for raw in inputs]
         ids = [_encoded(model, vocabulary, prompt) for prompt in prompts]
         together = [ids] if hasattr(model, "cache") else [[one] for one in ids]
@@ -211,17 +204,11 @@ class LanguageModel(Task):
         """The prompt, and its continuation while it is written."""
         assert isinstance(data, Texts)
         asked, vocabulary = ask or Continue(), data.vocabulary_of(facts)
-        model = fast_linears(model, dtype=KEPT[asked.weights or _trained_in()])
         prompt = data.text(raw)
         ids = _encoded(model, vocabulary, prompt)
         yield prompt
         tokens = (one[0] for step in written(model, [ids], asked, vocabulary) if (one := step[0]))
         yield from (text for text, _ in until(((text, 0.0) for text in vocabulary.texts(tokens)), asked.stop))
-
-
-def _trained_in() -> str:
-    """The type that a CPU computes in here: `predict` is called within the run's autocast."""
-    return "bf16" if torch.is_autocast_enabled("cpu") else "fp32"
 
 
 def _encoded(model: nn.Module, vocabulary: TextTokens, prompt: str) -> list[int]:

@@ -21,7 +21,7 @@ from etude.data.pairs import LONGEST_LINE, Pairs, PairsDataset, encode, lines_of
 from etude.data.text import checked
 from etude.errors import RefusedError, UsageError
 from etude.tasks.alignment import Alignment, drawn
-from etude.tasks.base import Ask, Block, LossLogs, Task
+from etude.tasks.base import Ask, Block, LossLogs, Task, WriteAsk
 from etude.tasks.bleu import BLEU, ChrF, Tokens
 from etude.tasks.metrics import Exponential, Mean, Metric
 
@@ -40,7 +40,7 @@ DRAWN = (6, 18)
 
 
 @dataclass(frozen=True)
-class Search(Ask):
+class Search(WriteAsk):
     """How a translation is searched for; what is left out is as in the recipe's evaluations."""
 
     beam: int | None = None
@@ -53,6 +53,7 @@ class Search(Ask):
     """Tokens of a translation; by default the source's and 50 more."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.penalty not in (None, "length", "gnmt"):
             raise UsageError(f"penalty is {self.penalty!r}; it must be length or gnmt", hint="--penalty gnmt")
         for name in ("beam", "max_length"):

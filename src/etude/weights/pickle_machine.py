@@ -45,7 +45,7 @@ STORAGES = {
 }
 # Types younger than the storage classes: their tensors name them beside an untyped storage.
 DTYPES = {
-    str(dtype): dtype for dtype in (torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn, torch.float8_e5m2)
+    f"torch.{name}": getattr(torch, name) for name in ("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2")
 }
 INSTRUCTIONS = {opcode.code.encode("latin1"): opcode.name for opcode in pickletools.opcodes}
 FIXED = {

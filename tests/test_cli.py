@@ -375,7 +375,7 @@ def test_a_second_signal_stops_at_once_and_keeps_old_files(tmp_path):
 
 def test_torchrun_trains(tmp_path):
     """Two processes, one run directory."""
-    words = "-m torch.distributed.run --standalone --nproc-per-node=2 -m etude train mlp.digits".split()
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "etude", "train", "mlp.digits"]
     done = python(
         *words, "--steps", "30", f"run={tmp_path / 'run'}", "--json", env=os.environ | {"OMP_NUM_THREADS": "1"}
     )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from etude import catalog
-from etude.basics.rnn import Config, example, sizes
+from etude.basics.rnn import Config, example, has_lstm, sizes
 from etude.errors import RefusedError
 from etude.weights import load_weights
 
@@ -169,6 +169,45 @@ def test_example_is_taken(cell):
     config = dataclasses.replace(sizes[cell], width=16)
     logits, _ = config.build()(*example(config))
     assert logits.shape == (2, 12, config.vocab_size)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_bf16_learns_on_any_cpu(cell):
+    """oneDNN has no LSTM in bf16 for a CPU without AVX-512: it is computed in fp32 then, and never refused."""
+    torch.manual_seed(0)
+    model, ids = Config(cell=cell, **SMALL).build(), torch.randint(11, (3, 7))
+    expected, _ = model(ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, state = model(ids)
+        again, _ = model(ids, state)
+    assert (logits.float() - expected).norm() < 0.02 * expected.norm() and again.isfinite().all()
+    logits.float().square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_autocast_is_left_for_the_lstm_alone_and_only_where_it_must(monkeypatch, found):
+    monkeypatch.setattr("etude.basics.rnn.has_lstm", lambda dtype: found)
+    model, casting = Config(**SMALL | {"width": 6}).build(), []
+
+    def layers(x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        casting.append(torch.is_autocast_enabled("cpu"))
+        return x, (x, x)
+
+    monkeypatch.setattr(model.recurrent, "forward", layers)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, _ = model(torch.arange(4).view(1, 4))
+    assert logits.dtype == torch.bfloat16 and model(torch.arange(4).view(1, 4))[0].dtype == torch.float32
+    assert casting == [found, False]
+
+
+def test_looking_for_a_kernel_draws_no_number():
+    has_lstm.cache_clear()
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    has_lstm(torch.bfloat16)
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_mistakes_are_named(monkeypatch):

@@ -185,8 +185,8 @@ def test_early_stopping_restores_the_best(tmp_path):
     first_best = min(step for step, score in scores.items() if score == best)
     assert result["best"] == {"step": first_best, "accuracy": best, "split": "validation"}
     assert result["steps"] == min(first_best + 30, 400)
-    assert run.evaluate("validation")["accuracy"] == best
-    assert run.evaluate("test") == result["eval"]
+    assert run.evaluate("validation", precision=result["precision"])["accuracy"] == best
+    assert run.evaluate("test", precision=result["precision"]) == result["eval"]
 
 
 def test_patience_needs_validation():
@@ -198,9 +198,19 @@ def test_loss_falls_and_eval_agrees_with_the_result(tmp_path):
     run = fit.train(everything(steps=120), run=tmp_path / "run", quiet=True, types=TYPES)
     losses = [line["loss"] for line in run.metrics if "loss" in line]
     assert sum(losses[-4:]) / 4 < 0.85 * losses[0]
-    assert run.evaluate() == run.result["eval"]
+    assert run.result["precision"] == "bf16" and run.evaluate(precision="bf16") == run.result["eval"]
     moved = Run((tmp_path / "run").rename(tmp_path / "elsewhere"), types=TYPES)
-    assert moved.evaluate() == moved.result["eval"]
+    assert moved.evaluate(precision="bf16") == moved.result["eval"]
+
+
+@pytest.mark.parametrize(("fast", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_a_run_in_bf16_answers_in_the_faster_format(tmp_path, monkeypatch, fast, precision):
+    """Measures in another format than the result's agree with it to that format's rounding, not to the last digit."""
+    run = fit.train(everything(steps=20), run=tmp_path / "run", device="cpu", quiet=True, types=TYPES)
+    monkeypatch.setattr("etude.cpu.computes_bf16", lambda: fast)
+    assert run.precision(CPU.device) == precision
+    assert run.evaluate(device="cpu") == run.evaluate(device="cpu", precision=precision)
+    assert run.evaluate(device="cpu")["loss"] == pytest.approx(run.result["eval"]["loss"], rel=5e-3)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])

@@ -13,6 +13,8 @@ kept, so that (untied) weights of PyTorch's word-language example load as layout
 Shapes: B batch, T time steps, V tokens in the vocabulary, L layers, H width of a layer's state.
 """
 
+import contextlib
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,6 +62,17 @@ class Config:
 GATES = {"rnn": 1, "lstm": 4}
 """Blocks of H rows in a layer's weights; of the LSTM's: input, forget, cell, output."""
 FORGET = 1
+
+
+@functools.cache
+def has_lstm(dtype: torch.dtype) -> bool:
+    """Whether this CPU has the LSTM's fused kernel in this format: oneDNN refuses it in bf16 below AVX-512."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.autocast("cpu", dtype):
+            nn.LSTM(8, 8, device="cpu")(torch.zeros(1, 1, 8, device="cpu"))
+    except RuntimeError:
+        return False
+    return True
 
 
 class TiedHead(nn.Module):
@@ -110,10 +123,18 @@ class RecurrentLM(nn.Module):
 
     def forward(self, ids: Int[Tensor, "B T"], state: State | None = None) -> tuple[Float[Tensor, "B T V"], State]:
         x = self.dropout(self.embedding(ids))
-        h, after = self.recurrent(x, state)
+        with self._format(x):
+            h, after = self.recurrent(x, state)
         h = self.dropout(h)
         logits = self.head(h, self.embedding.weight) if isinstance(self.head, TiedHead) else self.head(h)
         return logits, after
+
+    def _format(self, x: Tensor) -> contextlib.AbstractContextManager:
+        """The layers' number format: autocast's, or fp32 where the CPU has no kernel in that."""
+        casting = x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and isinstance(self.recurrent, nn.LSTM)
+        if not casting or has_lstm(torch.get_autocast_dtype("cpu")):
+            return contextlib.nullcontext()
+        return torch.autocast("cpu", enabled=False)
 
     read = forward
     """As a text is written (nn/generation.py)."""

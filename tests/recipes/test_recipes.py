@@ -42,7 +42,7 @@ from etude.engine.recipe import Ramp, Recipe
 from etude.engine.study import train as train_study
 from etude.engine.trainer import Trainer
 from etude.recipes import find_recipe, find_study
-from etude.tasks import language_model
+from etude.tasks import detect, language_model
 from etude.tasks.superresolve import SuperResolveAdversarial
 from etude.vision import mobilenet, resnet
 from segmentation_files import write_mni152, write_nuclei, write_pair
@@ -346,13 +346,23 @@ def small_game(recipe: Recipe, folder: Path, changes: dict[str, Any]) -> Recipe:
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ETUDE_HOME", str(tmp_path / "home"))
-    # what an evaluation writes of a language model for the report: past the small models' context of 32 all the same
+    # what an evaluation leaves for the report: a text, longer than the small models' context of 32; and drawn boxes
     monkeypatch.setattr(language_model, "WRITTEN", 40)
+    monkeypatch.setattr(detect, "SHOWN", 2)
 
 
 def trainer(recipe: Recipe, directory: Path) -> Trainer:
     directory.mkdir(exist_ok=True)
     return Trainer(recipe, directory, world=World(torch.device("cpu")), quiet=True)
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_it_builds_at_its_own_size(name):
+    """The other tests take narrow networks. What only the data can tell, a size of 0, is a few."""
+    config = find_recipe(name).model
+    told = {field: 7 for field in ("vocab_size", "num_classes") if getattr(config, field, None) == 0}
+    with torch.device("meta"):
+        assert any(True for _ in replace(config, **told).build().parameters())
 
 
 @pytest.mark.parametrize("name", recipes())

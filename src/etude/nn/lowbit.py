@@ -13,8 +13,9 @@ its speed is that of memory. torch's own reads at a third of that speed; with it
            weights alone are int8
 
 A CPU without VNNI adds pairs of 8-bit products in 16 bits, which overflow; there weights keep 7 bits, which costs less
-than inputs of 7 bits would. All that lies between the layers stays float32: it costs nothing there, and torch's attention of a single query takes seven times as
-long in bf16 as in float32 on a CPU (116 against 16 microseconds, 12 heads over 128 places, one thread).
+than inputs of 7 bits would. All that lies between the layers stays float32: it costs nothing there, and torch's
+attention of a single query takes seven times as long in bf16 as in float32 on a CPU (116 against 16 microseconds, 12
+heads over 128 places, one thread).
 """
 
 import copy

@@ -11,15 +11,15 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from etude.bench import Contest, clock
-from etude.bench.step import engine_step
+from etude.bench import Contest, Skipped, clock
+from etude.bench.step import engine_step, where_bf16
 from etude.data.base import Batch
 from etude.data.function import Function
 from etude.engine.optim import Optim, Schedule
@@ -46,14 +46,16 @@ IMPOSSIBLE = -1e4
 """Added to the end's logit."""
 
 
-def contests(*, compiled: bool = False) -> list[Contest]:
+def contests(*, compiled: bool = False) -> list[Contest | Skipped]:
     """Target: twice transformers in bf16, or in fp32 where there is no bf16. `compiled` changes nothing here."""
     bf16 = computes_bf16(pick_device())
-    found = [_translation("fp32", torch.float32, _marian, None if bf16 else 2.0)]
-    if bf16:
-        found += [_translation("bf16", torch.bfloat16, _marian, 2.0)]
-    found += [_translation("ctranslate2", torch.bfloat16 if bf16 else torch.float32, _ctranslate2, None)]
-    return [*found, _training("fp32", 1.0), *([_training("auto", None)] if bf16 else [])]
+    return [
+        _translation("fp32", torch.float32, _marian, None if bf16 else 2.0),
+        _translation("bf16", torch.bfloat16, _marian, 2.0 if bf16 else None),
+        _translation("ctranslate2", torch.bfloat16 if bf16 else torch.float32, _ctranslate2, None),
+        _training("fp32", 1.0),
+        where_bf16("transformer.training.auto", "Transformer-Big training, auto", lambda: _training("auto", None)),
+    ]
 
 
 def lengths(count: int, seed: int = 0) -> np.ndarray:
@@ -233,7 +235,7 @@ def operations(said: Batch) -> float:
     return 6 * (encoder + decoder + VOCABULARY * d * written)
 
 
-def _training(precision: str, target: float | None) -> Contest:
+def _training(precision: Literal["fp32", "auto"], target: float | None) -> Contest:
     device = pick_device()
     said = {name: value.to(device) for name, value in batch().items()}
     version, theirs = marian()
@@ -266,7 +268,7 @@ def _training(precision: str, target: float | None) -> Contest:
         task=Smoothed(),
         optim=Optim("adam", lr=1e-4, betas=(0.9, 0.98), eps=1e-9),
         schedule=Schedule("constant"),
-        precision=precision,  # pyright: ignore[reportArgumentType]
+        precision=precision,
     )
     tokens = int(said["target_mask"].sum())
     return Contest(
@@ -279,7 +281,8 @@ def _training(precision: str, target: float | None) -> Contest:
         peer_name="transformers MarianMTModel, padded, fp32, Adam",
         peer_version=version,
         target=target,
-        operations=operations(said) if precision == "auto" else 0.0,  # the share is of what "auto" computes in
+        operations=operations(said),
+        precision=precision,
         rounds=3,
         warmup=1,
     )

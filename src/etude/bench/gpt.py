@@ -29,13 +29,12 @@ from etude.engine.precision import pick_device
 from etude.engine.recipe import Recipe
 from etude.errors import EtudeError
 from etude.language import gpt
-from etude.nn.lowbit import fast_linears
+from etude.nn.lowbit import WEIGHTS, fast_linears
 from etude.tasks.language_model import LanguageModel
 from etude.weights import load_weights
 
 PROMPT, WRITTEN = 64, 64
 BATCH, LENGTH = 4, 256
-TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 COSINE = 0.99
 """Of each of MiniLM's embeddings with int8 weights, with that in fp32."""
 
@@ -52,7 +51,7 @@ def _writing(kind: str, target: float) -> Contest:
     if theirs is not None:
         load_weights(model, theirs.state_dict(), source="transformers")
         theirs.to(device).eval()
-    fast: Any = fast_linears(model.to(device), dtype=TYPES[kind])
+    fast: Any = fast_linears(model.to(device), dtype=WEIGHTS[kind])
     prompt = torch.randint(0, 50_257, (1, PROMPT), generator=torch.Generator().manual_seed(1)).to(device)
     expected: Tensor | None = None
 
@@ -166,7 +165,7 @@ def quality(place: str, split: str = "validation", windows: int = 200) -> dict[s
     dataset = run.recipe.data.reopen(run.facts)
     dataset.sizes[split] = min(dataset.sizes[split], windows)
     measured = {}
-    for kind, dtype in TYPES.items():
+    for kind, dtype in WEIGHTS.items():
         fast = fast_linears(run.model("cpu"), dtype=dtype)
         found = numbers(measure(fast, run.recipe, dataset, split, world=World(torch.device("cpu")), precision="fp32"))
         measured[kind] = found[run.recipe.task.measure]

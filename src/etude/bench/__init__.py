@@ -247,7 +247,9 @@ def kept(document: dict[str, Any], path: Path) -> dict[str, Any]:
             raise UsageError(f"{path} holds rows of {field} {a}, these are of {b}", hint="--out another file")
     newer = {_which(row): row for row in document["rows"]}
     again = {row.get("comparison") for row in newer.values()}
-    older = {which: row for which, row in older.items() if "error" not in row or row.get("comparison") not in again}
+    for which in [which for which, row in older.items() if "error" in row and row.get("comparison") in again]:
+        if which not in newer:  # a failure of an earlier time
+            del older[which]
     newer = {which: row for which, row in newer.items() if "ours" in row or "ours" not in older.get(which, {})}
     return document | {"rows": list((older | newer).values())}
 
@@ -256,29 +258,43 @@ def _which(row: Row) -> tuple[str | None, ...]:
     return row["name"], row["what"], row.get("peer_name")
 
 
-def _apart(call: str) -> tuple[dict[str, Any], str]:
-    """What `call` yields in a fresh process, put together, and what went wrong there, if anything did."""
-    name = call.partition("(")[0]
-    script = f"import json; from etude.bench import {name}\nfor said in {call}: print(json.dumps(said), flush=True)"
+def tell(said: Iterator[dict[str, Any]]) -> None:
+    """Write on stdout what there is to say, one JSON object a line; an error, too."""
     try:
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False, timeout=LIMIT)
-        output, complaint, code = done.stdout, done.stderr, done.returncode
-    except subprocess.TimeoutExpired as late:
-        output, complaint, code = late.stdout or b"", late.stderr or b"", None
+        for document in said:
+            print(json.dumps(document), flush=True)
+    except Exception as error:
+        print(json.dumps({"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}), flush=True)
+        raise
+
+
+def _apart(call: str) -> tuple[dict[str, Any], str]:
+    """What `call` tells in a fresh process, put together, and what went wrong there, if anything did."""
+    script = f"from etude.bench import measure, measure_peak, tell; tell({call})"
+    late = False
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            output, complaint = process.communicate(timeout=LIMIT)
+        except BaseException as error:  # not done in time, or Ctrl-C
+            process.kill()
+            process.wait()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            output, complaint, late = error.stdout or b"", error.stderr or b"", True
     found: dict[str, Any] = {}
     for line in output.decode(errors="replace").splitlines():
         with suppress(ValueError, TypeError):  # peers may write there, too
             found |= json.loads(line)
-    if code == 0:
-        return found, ""
-    said = complaint.decode(errors="replace").strip()
-    if os.environ.get("ETUDE_DEBUG"):
+    code, said = process.returncode, complaint.decode(errors="replace").strip()
+    if code and os.environ.get("ETUDE_DEBUG"):
         print(said, file=sys.stderr)
-    if code is None:
+    if late:
         return found, f"not done after {LIMIT:.0f} s"
     if code < 0:
         return found, f"killed by {signal.Signals(-code).name}"
-    return found, said.splitlines()[-1][:300] if said else f"exit code {code}"
+    if not code:
+        return found, ""
+    return found, found.get("error") or (said.splitlines()[-1][:300] if said else f"exit code {code}")
 
 
 def machine(threads: int) -> dict[str, Any]:

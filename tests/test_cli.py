@@ -53,7 +53,7 @@ def python(*words: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120, **options)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["list"], ["list", "--json"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["list"], ["list", "--json"], ["bench", "--list"]])
 def test_quick_answers_import_no_torch(arguments):
     script = (
         f"import sys; from etude.cli import main; code = main({arguments}); "

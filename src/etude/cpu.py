@@ -23,15 +23,32 @@ import torch.nn.functional as F
 
 from etude.home import home
 
-FEATURES = (
+FEATURES: tuple[str, ...] = (
     # x86-64
     "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8",
     # ARM
     "asimd", "asimddp", "i8mm", "bf16", "sve", "sve2",
 )  # fmt: skip
 """Flags of /proc/cpuinfo that bear on arithmetic."""
-LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
-"""Environment variables that hide features of the CPU from torch and its libraries."""
+X86: tuple[str, ...] = FEATURES[: FEATURES.index("asimd")]
+"""In the order in which oneDNN's limits leave them out."""
+ONEDNN: dict[str, tuple[str, ...]] = {
+    "sse41": X86, "avx": X86, "avx2": X86[3:], "avx2_vnni": X86[4:], "avx2_vnni_2": X86[4:], "avx512_core": X86[5:],
+    "avx512_core_vnni": X86[6:], "avx512_core_bf16": X86[7:], "avx512_core_fp16": X86[8:], "avx10_1_512": X86[8:],
+    "avx512_core_amx": (), "avx512_core_amx_fp16": (), "all": (), "default": (),
+}  # fmt: skip
+LIMITS: dict[str, dict[str, tuple[str, ...]]] = {
+    "ATEN_CPU_CAPABILITY": {"default": ("avx2", "fma", "avx512f"), "avx2": ("avx512f",), "avx512": ()},
+    "ONEDNN_MAX_CPU_ISA": ONEDNN,
+    "DNNL_MAX_CPU_ISA": ONEDNN,
+    "MKL_ENABLE_INSTRUCTIONS": {
+        "sse4_2": ("avx2", "fma", "avx512f"), "avx": ("avx2", "fma", "avx512f"), "avx2": ("avx512f",),
+        "avx2_e1": ("avx512f",), "avx512": (),
+    },
+    "FBGEMM_ENABLE_INSTRUCTIONS": {"avx2": ("avx512f", "avx512_vnni"), "avx512": ("avx512_vnni",), "avx512_e1": ()},
+}  # fmt: skip
+"""Environment variables that hide features of the CPU from torch and its libraries: of each value, in lower case, the
+features that this library would use and then does not."""
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MARGIN = 1.2
 """A format is faster than fp32 if it takes less than 1 / MARGIN of its time; closer ones are a matter of noise."""
@@ -52,6 +69,20 @@ def features() -> list[str]:
 def limits() -> dict[str, str]:
     """The environment variables set that hide features."""
     return {variable: os.environ[variable] for variable in LIMITS if os.environ.get(variable)}
+
+
+def hidden() -> dict[str, list[str]]:
+    """Of each variable of `limits`, the features of this CPU that it hides."""
+    return {
+        variable: [feature for feature in features() if feature in LIMITS[variable].get(value.lower(), ())]
+        for variable, value in limits().items()
+    }
+
+
+def used() -> list[str]:
+    """Those of `features` that no limit hides."""
+    gone = {feature for found in hidden().values() for feature in found}
+    return [feature for feature in features() if feature not in gone]
 
 
 @functools.cache

@@ -1,14 +1,16 @@
 """Models made faster answer the same."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from etude import catalog
 from etude.engine.parallel import SyncBatchNorm
 from etude.nn.exact import ExactConv2d
-from etude.nn.inference import BATCH_NORMS, conv_bn_pairs, prepare_for_inference
+from etude.nn.inference import BATCH_NORMS, FusedConv2d, conv_bn_pairs, has_fused, prepare_for_inference
 from etude.vision import mobilenet, resnet
 
 CONFIGS = {
@@ -192,3 +194,51 @@ def test_compiling_falls_back(monkeypatch):
         first = fast(x)
     torch.testing.assert_close(first, fast(x))
     torch.testing.assert_close(first, model(x), rtol=1e-5, atol=1e-5)
+
+
+fused = pytest.mark.skipif(not has_fused(torch.float32), reason="this torch has no fused convolutions")
+
+
+@fused
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.ReLU6(), nn.LeakyReLU(0.2), nn.SiLU(), nn.Hardtanh(-0.5, 0.7)])
+def test_activations_are_fused(activation: nn.Module):
+    torch.manual_seed(0)
+    convs = [nn.Conv2d(6, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=8, bias=False)]
+    model = nn.Sequential(convs[0], nn.BatchNorm2d(8), activation, convs[1], activation, nn.Conv2d(8, 4, 1)).eval()
+    fast: Any = prepare_for_inference(model, channels_last=True)
+    assert [type(module) for module in fast] == [
+        FusedConv2d, nn.Identity, nn.Identity, FusedConv2d, nn.Identity, nn.Conv2d
+    ]  # fmt: skip
+    for shape in ((2, 6, 9, 7), (1, 6, 20, 20), (2, 6, 9, 7)):  # the weights' order follows the inputs' shape
+        x = torch.randn(shape)
+        with torch.no_grad():
+            torch.testing.assert_close(fast(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+@fused
+def test_an_activation_with_another_use_stays():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.other, self.relu, self.last = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.SiLU()
+
+        def forward(self, x):
+            y = self.relu(self.conv(x))
+            z = self.other(y)  # goes to two places
+            return self.relu(x + y) + self.last(z) + z
+
+    model = Residual().eval()
+    fast: Any = prepare_for_inference(model)
+    assert type(fast.conv) is nn.Conv2d and type(fast.other) is nn.Conv2d
+    x = torch.randn(1, 4, 5, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), model(x))
+
+
+@fused
+@pytest.mark.parametrize(("size", "most"), [("yolov5n", 3), ("mobilenet_v2", 17), ("unet", 1), ("rrdbnet_x4", 72)])
+def test_how_many_convolutions_of_real_networks_stay(size: str, most: int):
+    """Those without an activation, or of a subclass; of the residual blocks' last ones."""
+    model: Any = prepare_for_inference(catalog.model(size, **({"num_classes": 2} if size == "unet" else {})))
+    kinds = [type(module) for module in model.modules()]
+    assert FusedConv2d in kinds and kinds.count(nn.Conv2d) <= most

@@ -39,13 +39,14 @@ fbgemm = pytest.mark.skipif(not lowbit.has_fbgemm(), reason="this torch has no f
 
 @fbgemm
 def test_int8_products_by_hand():
-    """Integers in, integers out: the grid has a place for each input."""
+    """Integers in, integers out: the grid of 255 steps has a place for each input."""
     torch.manual_seed(0)
-    weight = torch.randint(-127, 128, (96, 64)).float()
-    weight[:, 0] = 127  # each scale is 1
-    fast, steps = Int8Linear(weight, None), 127 if lowbit.overflows() else 255
-    x = torch.randint(-9, steps - 8, (5, 64)).float()
-    x[:, 0], x[:, 1] = -9, steps - 9
+    largest = 63 if lowbit.overflows() else 127
+    weight = torch.randint(-largest, largest + 1, (96, 64)).float()
+    weight[:, 0] = largest  # each scale is 1
+    fast = Int8Linear(weight, None)
+    x = torch.randint(-9, 247, (5, 64)).float()
+    x[:, 0], x[:, 1] = -9, 246
     with torch.no_grad():
         assert relative(fast(x), x @ weight.T) < 1e-5
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from etude.cli import main
 from etude.data.base import Dataset
@@ -19,6 +20,7 @@ from etude.engine.optim import Optim, Schedule
 from etude.engine.recipe import Recipe
 from etude.errors import RefusedError, UsageError
 from etude.language import transformer
+from etude.nn import lowbit
 from etude.tasks.translate import Search, Smoothing, Translate, _scored, smoothed
 
 WORDS = "file window open close menu click print table".split()  # noqa: SIM905
@@ -137,6 +139,16 @@ def test_predict(trained, tmp_path):
     assert document.row()[0] == f"{said}\n\n{many[0].text}"
     document.save(tmp_path / "out.txt")
     assert (tmp_path / "out.txt").read_text() == document.row()[0] + "\n"
+
+
+def test_predict_has_fast_linear_layers(trained):
+    plain = trained.predict("open file window open").text
+    for weights in lowbit.WEIGHTS:
+        assert trained.predict("open file window open", weights=weights).text == plain
+        layers = [type(module) for module in trained._answering[1].modules()]
+        assert nn.Linear not in layers or not lowbit.has_onednn(torch.float32)
+    with pytest.raises(UsageError, match="weights is 'int4'; it can be fp32, bf16, int8"):
+        trained.predict("open", weights="int4")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from etude import catalog
 from etude.bench import Contest, clock
-from etude.bench.step import Same, asked, engine_step
+from etude.bench.step import Same, asked, engine_step, operations_of
 from etude.data.base import Batch, Data, Dataset
 from etude.engine.optim import Optim, Schedule
 from etude.engine.precision import pick_device
@@ -112,4 +112,5 @@ def _contest(
         peer_name="PyTorch eager fp32",
         peer_version=torch.__version__,
         target=target,
+        operations=operations_of(plain),
     )

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from etude.bench import Contest, clock
+from etude.bench.step import operations_of
 from etude.vision.deformable import deform_conv2d
 
 BATCH, CHANNELS, SIDE = 4, 64, 56
@@ -60,6 +61,8 @@ def _contest(name: str, peer: Callable[[], tuple[Convolution, str]], leaves: lis
         peer_version=version,
         target=TARGETS[name],
         note=note,
+        operations=operations_of(lambda: _both(grid_sample, leaves)),
+        precision="fp32",
         rounds=15,
     )
 

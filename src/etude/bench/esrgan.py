@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from etude import catalog
 from etude.bench import Contest, clock
 from etude.bench.convnet import Noise, NoiseSet
-from etude.bench.step import Same, asked, engine_step
+from etude.bench.step import Same, asked, engine_step, operations_of
 from etude.data.base import Batch
 from etude.engine.optim import Schedule
 from etude.engine.precision import pick_device
@@ -86,6 +86,7 @@ def contest(what: str, ours: Any, plain: Any, *, amount: int, target: float) -> 
         peer_name="PyTorch eager fp32",
         peer_version=torch.__version__,
         target=target,
+        operations=operations_of(plain),
         rounds=5,
         warmup=1,
     )

@@ -3,6 +3,7 @@ users write around nn.LSTM: the same weights, Adam at its defaults, clipping, cr
 
 import copy
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from etude.basics import rnn
 from etude.bench import Contest, clock
-from etude.bench.step import Same, engine_step
+from etude.bench.step import Same, engine_step, operations_of
 from etude.data.text import Text
 from etude.engine.optim import Optim, Schedule
 from etude.engine.precision import pick_device
@@ -36,7 +37,7 @@ def contests(*, compiled: bool = False) -> list[Contest]:
     return [_contest("fp32", 0.97), _contest("auto", None)]
 
 
-def _contest(precision: str, target: float | None) -> Contest:
+def _contest(precision: Literal["fp32", "auto"], target: float | None) -> Contest:
     device = pick_device()
     data = Letters(length=LENGTH, context=LENGTH)
     tokens = data.open().batch(seed=0, step=0, batch_size=BATCH)["tokens"].to(device)
@@ -68,7 +69,7 @@ def _contest(precision: str, target: float | None) -> Contest:
         schedule=Schedule("constant"),
         batch_size=BATCH,
         clip=1.0,
-        precision=precision,  # pyright: ignore[reportArgumentType]
+        precision=precision,
     )
     return Contest(
         name=f"lstm.{precision}",
@@ -80,4 +81,6 @@ def _contest(precision: str, target: float | None) -> Contest:
         peer_name="nn.LSTM in a plain fp32 loop",
         peer_version=torch.__version__,
         target=target,
+        operations=operations_of(plain),
+        precision=precision,
     )

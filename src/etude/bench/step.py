@@ -2,16 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from etude import cpu
+from etude.bench import Contest, Skipped
 from etude.data.base import Batch
 from etude.engine.evaluate import laid_out
-from etude.engine.precision import DTYPES, resolve
+from etude.engine.precision import DTYPES, computes_bf16, pick_device, resolve
 from etude.engine.recipe import Recipe
 from etude.engine.trainer import Trainer
+from etude.graph.trace import FlopCounter
 from etude.nn.inference import prepare_for_inference
 
 
@@ -62,3 +66,27 @@ def asked(
             assert compared[0] > 0.999, f"the fast {name} does not answer as the plain one: cosine {compared[0]}"
 
     return ours, lambda: ask(theirs)
+
+
+def operations_of(work: Callable[[], Any]) -> Callable[[], float]:
+    """What counts the operations of matrix products and convolutions in one call of `work`, forward and backward. Those
+    of packed weights are not seen."""
+
+    def count() -> float:
+        with FlopCounter() as counter:
+            work()
+        return float(counter.total)
+
+    return count
+
+
+def where_bf16(name: str, what: str, make: Callable[[], Contest]) -> Contest | Skipped:
+    """`make()` where bf16 is the faster format; elsewhere its row says why it is not held."""
+    device = pick_device()
+    if computes_bf16(device):
+        return make()
+    if device.type != "cpu":
+        return Skipped(name, what, f"not on this device: {device.type} does not compute faster in bf16")
+    return Skipped(
+        name, what, f"not on this CPU: bf16 products take {cpu.slowdown('bf16'):.1f} times as long as fp32's"
+    )

@@ -10,16 +10,16 @@ import copy
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from etude.bench import Contest, clock
-from etude.bench.step import engine_step
+from etude.bench import Contest, Skipped, clock
+from etude.bench.step import engine_step, where_bf16
 from etude.data.base import Batch
 from etude.data.function import Function
 from etude.engine.optim import Optim, Schedule
@@ -27,7 +27,7 @@ from etude.engine.precision import computes_bf16, pick_device
 from etude.engine.recipe import Recipe
 from etude.errors import EtudeError
 from etude.language import transformer
-from etude.nn.lowbit import fast_linears
+from etude.nn.lowbit import WEIGHTS, fast_linears
 from etude.tasks.base import LossLogs, Task
 from etude.weights import load_weights
 
@@ -46,14 +46,17 @@ IMPOSSIBLE = -1e4
 """Added to the end's logit."""
 
 
-def contests(*, compiled: bool = False) -> list[Contest]:
+def contests(*, compiled: bool = False) -> list[Contest | Skipped]:
     """Target: twice transformers in bf16, or in fp32 where there is no bf16. `compiled` changes nothing here."""
     bf16 = computes_bf16(pick_device())
-    found = [_translation("fp32", torch.float32, _marian, None if bf16 else 2.0)]
-    if bf16:
-        found += [_translation("bf16", torch.bfloat16, _marian, 2.0)]
-    found += [_translation("ctranslate2", torch.bfloat16 if bf16 else torch.float32, _ctranslate2, None)]
-    return [*found, _training("fp32", 1.0), *([_training("auto", None)] if bf16 else [])]
+    return [
+        _translation("fp32", "fp32", _marian, None if bf16 else 2.0),
+        _translation("bf16", "bf16", _marian, 2.0 if bf16 else None),
+        _translation("ctranslate2.fp32", "fp32", partial(_ctranslate2, kind="float32"), 1.0),
+        _translation("ctranslate2.int8", "int8", partial(_ctranslate2, kind="int8"), None),
+        _training("fp32", 1.0),
+        where_bf16("transformer.training.auto", "Transformer-Big training, auto", lambda: _training("auto", None)),
+    ]
 
 
 def lengths(count: int, seed: int = 0) -> np.ndarray:
@@ -129,15 +132,15 @@ def _marian(src: Tensor, mask: Tensor) -> tuple[str, str | None, Callable[[], li
     return "transformers MarianMTModel.generate, fp32", version, translate
 
 
-def _ctranslate2(src: Tensor, mask: Tensor) -> tuple[str, str | None, Callable[[], list[Found]] | None]:
+def _ctranslate2(src: Tensor, mask: Tensor, *, kind: str) -> tuple[str, str | None, Callable[[], list[Found]] | None]:
     _, theirs = marian()
     try:
         import ctranslate2  # pyright: ignore[reportMissingImports]
         from ctranslate2.converters.transformers import MarianMTLoader  # pyright: ignore[reportMissingImports]
     except ImportError:
-        return "CTranslate2 int8", None, None
+        return f"CTranslate2 {kind}", None, None
     if theirs is None:
-        return "CTranslate2 int8", None, None
+        return f"CTranslate2 {kind}", None, None
     # its int8 weights are made in place, in the memory of the model that it reads
     spec: Any = MarianMTLoader().get_model_spec(copy.deepcopy(theirs))
     names = [str(i) for i in range(VOCABULARY - 1)]  # it has no padding
@@ -146,11 +149,11 @@ def _ctranslate2(src: Tensor, mask: Tensor) -> tuple[str, str | None, Callable[[
     spec.config.eos_token, spec.config.unk_token, spec.config.decoder_start_token = "0", "1", "0"
     spec.config.add_source_eos = False
     spec.validate()
-    spec.optimize(quantization="int8")
+    spec.optimize(quantization=kind)
     with tempfile.TemporaryDirectory() as folder:
         spec.save(folder)
         threads = torch.get_num_threads()
-        peer = ctranslate2.Translator(folder, inter_threads=1, intra_threads=threads, compute_type="int8")
+        peer = ctranslate2.Translator(folder, inter_threads=1, intra_threads=threads, compute_type=kind)
     said = [[str(i) for i in ids[there].tolist()] for ids, there in zip(src, mask)]
 
     def translate() -> list[Found]:
@@ -159,12 +162,12 @@ def _ctranslate2(src: Tensor, mask: Tensor) -> tuple[str, str | None, Callable[[
         )
         return [{tuple(map(int, ids)) for ids in answer.hypotheses} for answer in answers]
 
-    return "CTranslate2 int8", ctranslate2.__version__, translate
+    return f"CTranslate2 {kind}", ctranslate2.__version__, translate
 
 
 def _translation(
     name: str,
-    dtype: torch.dtype,
+    kind: str,
     peer: Callable[[Tensor, Tensor], tuple[str, str | None, Callable[[], list[Found]] | None]],
     target: float | None,
 ) -> Contest:
@@ -180,16 +183,15 @@ def _translation(
 
     def measured() -> None:
         if not models:
-            models.append(fast_linears(network().to(device), dtype=dtype))
+            models.append(fast_linears(network().to(device), dtype=WEIGHTS[kind]))
         answers = models[0].generate(src.to(device), mask.to(device), beam=BEAM, length_penalty=1.0, max_length=WRITTEN)
         found = [{hypothesis.ids for hypothesis in sentence} for sentence in answers]
-        if expected and dtype == torch.float32 and peer is _marian and found != expected:
+        if expected and kind == "fp32" and peer is _marian and found != expected:
             raise EtudeError("the translations differ from transformers'")
 
-    kind = "fp32" if dtype == torch.float32 else "bf16"
     return Contest(
         name=f"transformer.beam.{name}",
-        what=f"Transformer-Big, beam {BEAM}, {SENTENCES} sentences, {WRITTEN} tokens each, {kind}",
+        what=f"Transformer-Big, beam {BEAM}, {SENTENCES} sentences, {WRITTEN} tokens each, {kind} weights",
         amount=SENTENCES * WRITTEN,
         unit="tokens/s",
         ours=clock(measured),
@@ -233,7 +235,7 @@ def operations(said: Batch) -> float:
     return 6 * (encoder + decoder + VOCABULARY * d * written)
 
 
-def _training(precision: str, target: float | None) -> Contest:
+def _training(precision: Literal["fp32", "auto"], target: float | None) -> Contest:
     device = pick_device()
     said = {name: value.to(device) for name, value in batch().items()}
     version, theirs = marian()
@@ -266,7 +268,7 @@ def _training(precision: str, target: float | None) -> Contest:
         task=Smoothed(),
         optim=Optim("adam", lr=1e-4, betas=(0.9, 0.98), eps=1e-9),
         schedule=Schedule("constant"),
-        precision=precision,  # pyright: ignore[reportArgumentType]
+        precision=precision,
     )
     tokens = int(said["target_mask"].sum())
     return Contest(
@@ -279,7 +281,8 @@ def _training(precision: str, target: float | None) -> Contest:
         peer_name="transformers MarianMTModel, padded, fp32, Adam",
         peer_version=version,
         target=target,
-        operations=operations(said) if precision == "auto" else 0.0,  # the share is of what "auto" computes in
+        operations=operations(said),
+        precision=precision,
         rounds=3,
         warmup=1,
     )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from etude import catalog
 from etude.bench import Contest, clock
-from etude.bench.step import Same, asked, engine_step
+from etude.bench.step import Same, asked, engine_step, operations_of
 from etude.data.base import Batch, Data, Dataset
 from etude.engine.optim import Optim, Schedule
 from etude.engine.precision import pick_device
@@ -102,6 +102,7 @@ def _contest(what: str, ours: Callable[[], Any], plain: Callable[[], Any], targe
         peer_name="PyTorch eager fp32",
         peer_version=torch.__version__,
         target=target,
+        operations=operations_of(plain),
         rounds=5,
         warmup=1,
     )

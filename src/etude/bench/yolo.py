@@ -14,7 +14,7 @@ from etude import catalog
 from etude.bench import Contest, clock
 from etude.bench.convnet import Noise
 from etude.bench.nms import usual
-from etude.bench.step import Same, engine_step
+from etude.bench.step import Same, engine_step, operations_of
 from etude.engine.optim import Schedule
 from etude.engine.precision import DTYPES, pick_device, resolve
 from etude.engine.recipe import Recipe
@@ -56,19 +56,21 @@ def contests(*, compiled: bool = False) -> list[Contest]:
         "peer_version": torch.__version__,
         "unit": "images/s",
     }
+    operations = operations_of(lambda: network(plain))
     label = ", compiled" * compiled
     return [
         Contest(
             what=f"yolov5n 640x640 b1 network{label}", amount=1, target=2.4,
-            ours=clock(lambda: network(fast)), peer=clock(lambda: network(plain)), **shared,
+            ours=clock(lambda: network(fast)), peer=clock(lambda: network(plain)), operations=operations, **shared,
         ),
         Contest(
             what=f"yolov5n 640x640 b1 tensor to boxes{label}", amount=1, target=2.0,
-            ours=clock(boxes), peer=clock(usual_boxes), note="at least 30 images/s are wanted", **shared,
+            ours=clock(boxes), peer=clock(usual_boxes), operations=operations,
+            note="at least 30 images/s are wanted", **shared,
         ),
         Contest(
             what="yolov5n 640x640 b4 training", amount=4, target=2.0,
-            **dict(zip(("ours", "peer"), _training(model, task, device))), **shared,
+            **dict(zip(("ours", "peer", "operations"), _training(model, task, device))), **shared,
         ),
     ]  # fmt: skip
 
@@ -82,7 +84,7 @@ def _settle(model: Any, device: torch.device) -> None:
     model.eval()
 
 
-def _training(model: Any, task: Detect, device: torch.device) -> tuple[Any, Any]:
+def _training(model: Any, task: Detect, device: torch.device) -> tuple[Any, Any, Any]:
     corner = torch.rand(4, 8, 2, device=device) * 400
     boxes = torch.cat([corner, corner + 20 + torch.rand(4, 8, 2, device=device) * 200], 2)
     batch = {"image": torch.rand(4, 3, 640, 640, device=device), "boxes": boxes, "index": torch.arange(4),
@@ -108,7 +110,7 @@ def _training(model: Any, task: Detect, device: torch.device) -> tuple[Any, Any]
         batch_size=4,
         channels_last=True,
     )
-    return clock(engine_step(recipe, batch)), clock(plain)
+    return clock(engine_step(recipe, batch)), clock(plain), operations_of(plain)
 
 
 class Bare(Detect):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from etude.cli.parts import parser_of, print_json, print_table
-from etude.errors import UsageError
+from etude.errors import EtudeError, Interrupted, UsageError
 from etude.progress import bars
 
 
@@ -35,34 +33,60 @@ def bench(arguments: list[str]) -> int:
     """Speed side by side with what people use, on this machine, medians."""
     parser = parser_of(bench)
     parser.add_argument("systems", nargs="*", help="names of benchmarks (default: all)")
+    parser.add_argument("--list", action="store_true", help="the benchmarks' names, and what each compares")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="measure the compiled variants too (minutes)")
-    parser.add_argument("--out", metavar="FILE", help="keep the rows as JSON, beside others of this machine")
+    parser.add_argument(
+        "--out",
+        metavar="PATH",
+        help="keep each row as JSON as soon as it is measured, beside others of this machine; of a folder, in the file "
+        "of this kind of CPU",
+    )
     options = parser.parse_args(arguments)
-    from etude.bench import kept, machine
-    from etude.bench import run as run_bench
+    from etude.bench import descriptions, keep, kept, machine, out_file, rows
 
-    if options.out:  # refused before minutes of measuring
-        kept({"machine": machine(options.threads), "rows": []}, Path(options.out))
-    document = run_bench(options.systems, threads=options.threads, compiled=options.compile)
-    if options.out:
-        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
-        whole = json.dumps(kept(document, Path(options.out)), indent=1)
-        Path(options.out).write_text(whole + "\n", encoding="utf-8")
+    if options.list:
+        said = descriptions()
+        print_json(said) if options.json else print_table([[name, what] for name, what in said.items()])
+        return 0
+    measured = rows(options.systems, threads=options.threads, compiled=options.compile)
+    document: dict[str, Any] = {"machine": machine(options.threads), "rows": []}
+    out = out_file(options.out) if options.out else None
+    if out:  # refused before minutes of measuring
+        kept(document, out)
+    stopped: KeyboardInterrupt | EtudeError | None = None
+    try:
+        for row in measured:
+            document["rows"].append(row)
+            if out:
+                keep(document, out)
+    except (KeyboardInterrupt, EtudeError) as error:  # what was measured is shown first
+        stopped = error
     if options.json:
         print_json(document)
-    else:
-        head = ["WHAT", "OURS", "PEER", "RATIO", "TARGET"]
+    elif document["rows"]:
         print_table(
-            [
-                head,
-                *(
-                    [r["what"], _rate(r, "ours"), _rate(r, "peer"), _ratio(r["ratio"]), _ratio(r["target"])]
-                    for r in document["rows"]
-                ),
-            ]
+            [["WHAT", "OURS", "PEER", "RATIO", "TARGET", "PEAK", "NOTE"], *(_cells(row) for row in document["rows"])]
+        )
+    count = len(document["rows"])
+    if isinstance(stopped, KeyboardInterrupt):
+        where = f"kept in {out}" if out and count else "printed; --out PATH keeps them" if count else "none"
+        raise Interrupted(f"stopped; rows measured until then: {count}, {where}")
+    if stopped:
+        raise stopped
+    if failed := [row["name"] for row in document["rows"] if "error" in row]:
+        raise EtudeError(
+            f"{len(failed)} of {count} comparisons failed: {', '.join(failed)}",
+            hint="ETUDE_DEBUG=1 shows their tracebacks",
         )
     return 0
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    if "ours" not in row:
+        return [row["what"], *["-"] * 5, f"failed: {row['error']}" if "error" in row else row["skipped"]]
+    peak = f"{100 * row['share']:.0f} %" if "share" in row else "-"
+    return [row["what"], _rate(row, "ours"), _rate(row, "peer"), _ratio(row["ratio"]), _ratio(row["target"]), peak, ""]
 
 
 def _rate(row: dict[str, Any], key: str) -> str:

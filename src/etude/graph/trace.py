@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 aten = torch.ops.aten
 
@@ -124,11 +124,28 @@ def _lstm_on_cpu(x: Tensor, w_ih: Tensor, w_hh: Tensor, *_: Any, **__: Any) -> i
     return 2 * x.shape[0] * x.shape[1] * (w_ih.numel() + w_hh.numel())
 
 
+def _attention_on_cpu_backward(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape)
+
+
+def _lstm_on_cpu_backward(x: Tensor, w_ih: Tensor, w_hh: Tensor, *_: Any, **__: Any) -> int:
+    return 2 * _lstm_on_cpu(x, w_ih, w_hh)
+
+
+def _convolution_backward(gradient: Tensor, x: Tensor, weight: Tensor, _: Any, *how: Any) -> int:
+    *settings, wanted = how
+    forward = flop_registry[aten.convolution](x, weight, None, *settings, out_val=gradient)
+    return int(forward * (wanted[0] + wanted[1]))
+
+
 MORE_FORMULAS: dict[Any, Callable[..., int]] = {
     aten._scaled_dot_product_flash_attention_for_cpu: _attention_on_cpu,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_on_cpu_backward,
     aten.mkldnn_rnn_layer: _lstm_on_cpu,
+    aten.mkldnn_rnn_layer_backward: _lstm_on_cpu_backward,
+    aten.convolution_backward: _convolution_backward,
 }
-"""Kernels of CPUs that torch's table of formulas leaves out."""
+"""Kernels of CPUs that torch's table of formulas leaves out, and one of which it forgets the groups."""
 
 
 def flops(packet: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int:
@@ -143,14 +160,22 @@ def flops(packet: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any)
     return int(flop_registry[packet](*args, **kwargs, out_val=out)) if packet in flop_registry else 0
 
 
-class _Counter(TorchDispatchMode):
+class FlopCounter(TorchDispatchMode):
+    """Counts, in `total`, the operations of what is computed within, forward and backward."""
+
     def __init__(self) -> None:
         super().__init__()
         self.total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        self.total += flops(func._overloadpacket, args, kwargs or {}, out)
+        kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled():  # there an operator made of others, such as linear, comes as a whole
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = func(*args, **kwargs)
+        self.total += flops(func._overloadpacket, args, kwargs, out)
         return out
 
 
@@ -210,7 +235,7 @@ class _Recorder(TorchFunctionMode):
         self.kept: list[Any] = []
         self.names = {id(p): name for name, p in model.named_parameters(remove_duplicate=False)}
         self.constant = set(self.names) | {id(b) for b in model.buffers()}
-        self.counter = _Counter()
+        self.counter = FlopCounter()
         self.watched: set[int] = set()
         self.totals: dict[Value, float] = {}
         self.uses: list[tuple[Value, Op, dict[str, Tensor] | None]] = []

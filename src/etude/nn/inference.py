@@ -1,10 +1,11 @@
 """A trained model made faster to ask: BatchNorm folded away, bf16, channels-last memory, compiled with its weights."""
 
 import copy
+import functools
 import warnings
 from collections import Counter
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jaxtyping
 import torch
@@ -27,7 +28,8 @@ def prepare_for_inference(
     fp32 to about 1e-6 relative. With `dtype` its weights and the inputs are of that type, and answers are float32
     again; buffers and the BatchNorms that could not be folded stay as they are, so what is computed from them keeps
     its exactness. `channels_last` stores pictures with their channels innermost, which convolutions on CPUs and tensor
-    cores prefer. An `ExactConv2d` stays float32, and so do the inputs of a model that has one. `compile` compiles at
+    cores prefer. On a CPU, oneDNN applies an activation while it writes the output of the convolution before it. An
+    `ExactConv2d` stays float32, and so do the inputs of a model that has one. `compile` compiles at
     the first call for each shape of input (half a minute), the weights built in as constants; where that fails it warns
     and runs without.
 
@@ -60,22 +62,122 @@ def prepare_for_inference(
         if not any(isinstance(module, ExactConv2d) for module in model.modules()):
             model.register_forward_pre_hook(partial(cast_inputs, dtype=dtype))
         model.register_forward_hook(cast_outputs)
-    return Compiled(model) if compile else model
+    if compile:
+        return Compiled(model)
+    if next(model.parameters(), torch.empty(0)).device.type == "cpu":
+        fuse_activations(model)
+    return model
 
 
-def conv_bn_pairs(model: nn.Module) -> list[tuple[str, str]]:
-    """Names of the convolutions whose output goes to one BatchNorm and nowhere else, and of that BatchNorm.
+def fuse_activations(model: nn.Module) -> None:
+    """Have oneDNN compute a traceable model's convolutions with the activations that follow them, in place: each fused
+    convolution becomes a `FusedConv2d`, its activation an identity. An activation module that is used elsewhere too
+    stays, and so does all where this torch has no such kernels."""
+    graph = traced(model)
+    modules = dict(model.named_modules())
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module") if graph else Counter()
 
-    Empty for a model that cannot be traced, because what it does depends on the values of its input.
-    """
+    def source(node: fx.Node) -> fx.Node | None:
+        """The convolution whose output this activation is given, and nothing else is."""
+        before = node.args[0]
+        while isinstance(before, fx.Node) and before.op == "call_module" and list(before.users) == [node]:
+            if type(modules[str(before.target)]) is not nn.Identity:
+                conv = modules[str(before.target)]
+                return before if calls[before.target] == 1 and type(conv) is nn.Conv2d and fusable(conv) else None
+            node, before = before, before.args[0]
+        return None
+
+    found: dict[str, list[fx.Node | None]] = {}
+    for node in graph.nodes if graph else ():
+        if node.op == "call_module" and post_operation(modules[str(node.target)]):
+            found.setdefault(str(node.target), []).append(source(node))
+    for name, convs in found.items():
+        if all(convs):
+            for conv in convs:
+                assert conv is not None
+                fused = FusedConv2d(cast(nn.Conv2d, modules[str(conv.target)]), modules[name])
+                model.set_submodule(str(conv.target), fused)
+            for place, module in list(model.named_modules(remove_duplicate=False)):
+                if module is modules[name]:  # one module may have several names
+                    model.set_submodule(place, nn.Identity())
+
+
+def post_operation(module: nn.Module) -> tuple[str, list[float]] | None:
+    """oneDNN's name of an activation, and its numbers; None where it has none."""
+    match module:
+        case nn.ReLU():
+            return "relu", []
+        case nn.LeakyReLU():
+            return "leaky_relu", [module.negative_slope]
+        case nn.Hardtanh():  # ReLU6 is one
+            return "hardtanh", [float(module.min_val), float(module.max_val)]
+        case nn.SiLU():
+            return "swish", []
+    return None
+
+
+def fusable(conv: nn.Conv2d) -> bool:
+    """Whether oneDNN's fused kernel can take this convolution's place."""
+    return conv.padding_mode == "zeros" and not isinstance(conv.padding, str) and has_fused(conv.weight.dtype)
+
+
+@functools.cache
+def has_fused(dtype: torch.dtype) -> bool:
+    """Whether this torch computes fused convolutions in `dtype` on this CPU: an AVX2 one has none in bf16."""
+    conv = nn.Conv2d(8, 8, 3, padding=1).requires_grad_(False).to(dtype)
+    x = torch.ones(1, 8, 4, 4, dtype=dtype)
+    try:
+        return torch.allclose(FusedConv2d(conv, nn.ReLU())(x).float(), conv(x).relu().float(), rtol=0.05, atol=0.05)
+    except (RuntimeError, AttributeError):
+        return False
+
+
+class FusedConv2d(nn.Module):
+    """A convolution and its activation in one pass, the weights in oneDNN's order for the last shape of inputs.
+    (B, C, H, W) -> (B, C', H', W'); it cannot be trained or saved."""
+
+    def __init__(self, conv: nn.Conv2d, activation: nn.Module):
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+        self.how = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        operation = post_operation(activation)
+        assert operation is not None
+        self.operation, self.packed = operation, (torch.Size(), torch.empty(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.weight.dtype)  # which autocast does to torch's own operators
+        shape, weight = self.packed
+        if shape != x.shape:
+            weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.how, x.shape)
+            self.packed = (x.shape, weight)
+        return torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *self.how, *self.operation, "")
+
+
+class Tracer(fx.Tracer):
+    """fx's, to which a convolution is one step whoever wrote its class."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, CONVOLUTIONS) or super().is_leaf_module(m, module_qualified_name)
+
+
+def traced(model: nn.Module) -> fx.Graph | None:
+    """What a model calls, in order; None where it cannot be traced, as what it does depends on its input's values."""
     checks = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)  # the symbols that trace a model have no shapes to check
     try:
-        graph = fx.Tracer().trace(model)
+        return Tracer().trace(model)
     except Exception:  # whatever the model's own code raises when it meets a symbol instead of a tensor
-        return []
+        return None
     finally:
         jaxtyping.config.update("jaxtyping_disable", checks)
+
+
+def conv_bn_pairs(model: nn.Module) -> list[tuple[str, str]]:
+    """Names of the convolutions whose output goes to one BatchNorm and nowhere else, and of that BatchNorm; none for a
+    model that cannot be traced."""
+    graph = traced(model)
+    if graph is None:
+        return []
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     modules = dict(model.named_modules())
     pairs = []

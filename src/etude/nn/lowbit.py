@@ -12,9 +12,10 @@ its speed is that of memory. torch's own reads at a third of that speed; with it
            s = max |w| / 127, and inputs quantised to the range of each row. Where torch has no fbgemm (ARM), the
            weights alone are int8
 
-A CPU without VNNI adds pairs of 8-bit products in 16 bits, which overflow; there inputs keep 7 bits. All that lies
-between the layers stays float32: it costs nothing there, and torch's attention of a single query takes seven times as
-long in bf16 as in float32 on a CPU (116 against 16 microseconds, 12 heads over 128 places, one thread).
+A CPU without VNNI adds pairs of 8-bit products in 16 bits, which overflow; there weights keep 7 bits, which costs less
+than inputs of 7 bits would. All that lies between the layers stays float32: it costs nothing there, and torch's
+attention of a single query takes seven times as long in bf16 as in float32 on a CPU (116 against 16 microseconds, 12
+heads over 128 places, one thread).
 """
 
 import copy
@@ -68,14 +69,14 @@ class HalfLinear(nn.Module):
 class Int8Linear(nn.Module):
     """x W^T + b by products of integers. (..., D) -> (..., E) in float32. It cannot be trained.
 
-    Each row of x is mapped from its range, least number l to l + r, to [0, 1] and rounded to 255 steps (127 on a CPU
-    without VNNI): x W^T = r ((x - l) / r) W^T + l sum(W), the sum over the inputs of each output. So a row's answer
-    does not depend on the rows beside it.
+    Each row of x is mapped from its range, least number l to l + r, to [0, 1] and rounded to 255 steps:
+    x W^T = r ((x - l) / r) W^T + l sum(W), the sum over the inputs of each output. So a row's answer does not depend on
+    the rows beside it.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
-        stored, scale = quantize_rows(weight.detach().float())
+        stored, scale = quantize_rows(weight.detach().float(), 63 if overflows() else 127)
         self.packed = _pack_int8(stored, scale)
         self.sums = stored.sum(1) * scale
         self.bias = None if bias is None else bias.detach().float()
@@ -84,7 +85,7 @@ class Int8Linear(nn.Module):
         rows = x.float().flatten(0, -2)
         low, high = torch.aminmax(rows, dim=1, keepdim=True)
         span = (high - low).clamp_(min=torch.finfo(torch.float32).tiny)
-        y = torch.ops.quantized.linear_dynamic((rows - low).div_(span), self.packed, overflows())
+        y = torch.ops.quantized.linear_dynamic((rows - low).div_(span), self.packed, False)
         y = y.mul_(span).addcmul_(low, self.sums)
         y = y if self.bias is None else y.add_(self.bias)
         return y.unflatten(0, x.shape[:-1])
@@ -111,9 +112,10 @@ class Int8WeightLinear(nn.Module):
         return torch.addcmul(self.bias, y, self.scale).unflatten(0, x.shape[:-1])
 
 
-def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(E, D) weights -> int8 (E, D) and scales (E,), with weight ~ int8 scale; the error is at most scale / 2."""
-    scale = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+def quantize_rows(weight: Tensor, largest: int = 127) -> tuple[Tensor, Tensor]:
+    """(E, D) weights -> int8 (E, D), of -largest to largest, and scales (E,), with weight ~ int8 scale; the error is at
+    most scale / 2."""
+    scale = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / largest
     return (weight / scale[:, None]).round().to(torch.int8), scale
 
 
@@ -179,7 +181,7 @@ def kernels() -> dict[str, str]:
     elif has_fbgemm():
         half = "fp32 products of weights held in 16 bits, by fbgemm"
     if has_fbgemm():
-        whole = f"int8 products by fbgemm, {'7-bit inputs (no VNNI)' if overflows() else '8-bit inputs (VNNI)'}"
+        whole = f"int8 products by fbgemm, {'7-bit weights (no VNNI)' if overflows() else '8-bit weights (VNNI)'}"
     return {"fp32": plain, "bf16": half, "int8": whole}
 
 

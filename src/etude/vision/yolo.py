@@ -136,9 +136,11 @@ def decode(maps: list[Tensor], anchors: Float[Tensor, "L A 2"]) -> Float[Tensor,
     xy = (2 sigmoid - 0.5 + cell) stride, wh = (2 sigmoid)^2 anchor. In fp32, whatever the maps are computed in: at 640
     pixels bf16 would round a corner by up to two.
     """
-    out = torch.cat([raw.float().sigmoid().flatten(1, 3) for raw in maps], 1)
+    counts = [raw.shape[1] * raw.shape[2] * raw.shape[3] for raw in maps]
+    out = maps[0].new_empty(len(maps[0]), sum(counts), maps[0].shape[-1], dtype=torch.float32)
     places, sides, steps = [], [], []
-    for raw, level, stride in zip(maps, anchors.float(), STRIDES):
+    for i, (raw, level, stride) in enumerate(zip(maps, anchors.float(), STRIDES)):
+        out.narrow(1, sum(counts[:i]), counts[i]).view_as(raw).copy_(raw.float().sigmoid())
         h, w = raw.shape[2:4]
         columns, rows = (torch.arange(size, device=raw.device, dtype=torch.float32) - 0.5 for size in (w, h))
         cells = torch.stack(torch.broadcast_tensors(columns, rows[:, None]), -1).flatten(0, 1)

@@ -49,6 +49,7 @@ LIMITS: dict[str, dict[str, tuple[str, ...]]] = {
 }  # fmt: skip
 """Environment variables that hide features of the CPU from torch and its libraries: of each value, in lower case, the
 features that this library would use and then does not."""
+CPUINFO = Path("/proc/cpuinfo")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MARGIN = 1.2
 """A format is faster than fp32 if it takes less than 1 / MARGIN of its time; closer ones are a matter of noise."""
@@ -89,7 +90,7 @@ def used() -> list[str]:
 def _cpuinfo() -> dict[str, str]:
     """The first processor's lines of /proc/cpuinfo."""
     try:
-        first = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
+        first = CPUINFO.read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
     except OSError:
         return {}
     pairs = (line.partition(":") for line in first.splitlines())
@@ -110,7 +111,8 @@ def slowdown(precision: str) -> float:
 def speeds() -> dict[str, float]:
     """GFLOP/s: {"products fp32", "products bf16", "convolutions fp32", "convolutions bf16"}. Of small operands, so they
     compare the formats and are below the CPU's peak."""
-    return kept("products", _measure_products)
+    names = tuple(f"{work} {precision}" for work in ("products", "convolutions") for precision in PRECISIONS)
+    return kept("products", names, _measure_products)
 
 
 def _measure_products() -> dict[str, float]:
@@ -162,14 +164,15 @@ def best_seconds(calls: dict[str, Callable[[], object]], *, budget: float = 0.02
 
 
 @functools.cache
-def kept(what: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """`measure()`, made once per machine: its numbers are read from ETUDE_HOME where this CPU, with this torch and the
-    same limits, was measured before. Where nothing can be written there, it is measured in every process."""
+def kept(what: str, names: tuple[str, ...], measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """`measure()`, made once per machine: its numbers, of these names, are read from ETUDE_HOME where this CPU, with
+    this torch and the same limits, was measured before. What is kept and is no such numbers is measured anew; where
+    nothing can be written, every process measures."""
     path = home() / "machine" / f"{what}-{_fingerprint()}.json"
-    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, KeyError):
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         found = json.loads(path.read_text(encoding="utf-8"))["measured"]
-        numbers = {str(key): float(value) for key, value in found.items()}
-        if numbers and all(math.isfinite(value) and value > 0 for value in numbers.values()):
+        numbers = {key: float(found[key]) for key in names}
+        if all(math.isfinite(value) and value > 0 for value in numbers.values()):
             return numbers
     numbers = measure()
     document = {"cpu": name(), "features": features(), "torch": torch.__version__, **limits(), "measured": numbers}

@@ -188,7 +188,7 @@ def test_bf16_learns_on_any_cpu(cell):
 @pytest.mark.parametrize("found", [True, False])
 def test_autocast_is_left_for_the_lstm_alone_and_only_where_it_must(monkeypatch, found):
     monkeypatch.setattr("etude.basics.rnn.has_lstm", lambda dtype: found)
-    model, casting = Config(**SMALL | {"width": 6}).build(), []
+    model, casting = Config(vocab_size=11, embedding=8, width=8).build(), []
 
     def layers(x: Tensor, state: Any) -> tuple[Tensor, Any]:
         casting.append(torch.is_autocast_enabled("cpu"))

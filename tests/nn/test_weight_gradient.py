@@ -73,7 +73,7 @@ def test_frozen_parameters_and_inputs_get_no_gradient():
 
 def test_whether_it_pays_is_measured_once(monkeypatch: pytest.MonkeyPatch):
     seconds = {"direct": 2.0, "copied": 1.0}
-    monkeypatch.setattr("etude.cpu.kept", lambda what, measure: seconds)
+    monkeypatch.setattr("etude.cpu.kept", lambda what, names, measure: seconds)
     assert weight_gradient.pays()
     seconds["copied"] = 1.9
     assert not weight_gradient.pays()

@@ -11,6 +11,7 @@ import struct
 import zlib
 from collections import defaultdict
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ from etude.engine.recipe import Ramp, Recipe
 from etude.engine.study import train as train_study
 from etude.engine.trainer import Trainer
 from etude.recipes import find_recipe, find_study
-from etude.tasks import detect, language_model
+from etude.tasks import detect, language_model, translate
 from etude.tasks.superresolve import SuperResolveAdversarial
 from etude.vision import mobilenet, resnet
 from segmentation_files import write_mni152, write_nuclei, write_pair
@@ -344,10 +345,11 @@ def small_game(recipe: Recipe, folder: Path, changes: dict[str, Any]) -> Recipe:
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home of its own, and evaluations that write and draw less. Texts are longer than the small models' context."""
     monkeypatch.setenv("ETUDE_HOME", str(tmp_path / "home"))
-    # what an evaluation leaves for the report: a text, longer than the small models' context of 32; and drawn boxes
     monkeypatch.setattr(language_model, "WRITTEN", 40)
+    monkeypatch.setattr(translate, "Search", partial(translate.Search, max_length=12))
     monkeypatch.setattr(detect, "SHOWN", 2)
 
 

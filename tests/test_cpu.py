@@ -55,7 +55,7 @@ def test_features_are_in_the_order_in_which_onednn_gains_them():
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home of its own, and nothing remembered in this process."""
     monkeypatch.setenv("ETUDE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(cpu, "kept", cpu.kept.__wrapped__)
+    monkeypatch.setattr(cpu, "_kept", cpu._kept.__wrapped__)
     return tmp_path / "home"
 
 

@@ -13,9 +13,9 @@ import json
 import math
 import os
 import platform
-import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -163,28 +163,48 @@ def best_seconds(calls: dict[str, Callable[[], object]], *, budget: float = 0.02
         torch.set_num_threads(threads)
 
 
-@functools.cache
+@contextlib.contextmanager
+def plainly() -> Iterator[None]:
+    """Within, operators run as they are called: on the CPU, without autocast, without gradients."""
+    with torch.device("cpu"), torch.autocast("cpu", enabled=False), torch.no_grad():
+        yield
+
+
 def kept(what: str, names: tuple[str, ...], measure: Callable[[], dict[str, float]]) -> dict[str, float]:
     """`measure()`, made once per machine: its numbers, of these names, are read from ETUDE_HOME where this CPU, with
     this torch and the same limits, was measured before. What is kept and is no such numbers is measured anew; where
     nothing can be written, every process measures."""
+    with _MEASURING:  # threads that measure at once would disturb each other
+        return _kept(what, names, measure)
+
+
+_MEASURING = threading.RLock()
+
+
+@functools.cache
+def _kept(what: str, names: tuple[str, ...], measure: Callable[[], dict[str, float]]) -> dict[str, float]:
     path = home() / "machine" / f"{what}-{_fingerprint()}.json"
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         found = json.loads(path.read_text(encoding="utf-8"))["measured"]
         numbers = {key: float(found[key]) for key in names}
         if all(math.isfinite(value) and value > 0 for value in numbers.values()):
             return numbers
-    numbers = measure()
+    with plainly():
+        numbers = measure()
     document = {"cpu": name(), "features": features(), "torch": torch.__version__, **limits(), "measured": numbers}
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            json.dump(document, file, indent=1)
-        os.replace(file.name, path)  # at once: processes that start together may measure together
+        beside = path.with_name(f"{path.name}.{os.getpid()}")
+        try:
+            beside.write_text(json.dumps(document, indent=1), encoding="utf-8")
+            os.replace(beside, path)  # at once: processes that start together may measure together
+        finally:
+            beside.unlink(missing_ok=True)
     return numbers
 
 
 def _fingerprint() -> str:
     """Of all that the answer depends on."""
-    parts = [name(), *features(), torch.__version__, torch.backends.cpu.get_cpu_capability(), *limits().items()]
+    known = features() or [platform.node()]  # elsewhere than on Linux the name alone does not tell CPUs apart
+    parts = [name(), *known, torch.__version__, torch.backends.cpu.get_cpu_capability(), *limits().items()]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]

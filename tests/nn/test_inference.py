@@ -200,7 +200,7 @@ fused = pytest.mark.skipif(not has_fused(torch.float32), reason="this torch has 
 
 
 @fused
-@pytest.mark.parametrize("activation", [nn.ReLU(), nn.ReLU6(), nn.LeakyReLU(0.2), nn.SiLU(), nn.Hardtanh(-0.5, 0.7)])
+@pytest.mark.parametrize("activation", [nn.LeakyReLU(0.2), nn.SiLU()])
 def test_activations_are_fused(activation: nn.Module):
     torch.manual_seed(0)
     convs = [nn.Conv2d(6, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=8, bias=False)]
@@ -215,17 +215,43 @@ def test_activations_are_fused(activation: nn.Module):
             torch.testing.assert_close(fast(x), model(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.ReLU6(), nn.LeakyReLU(0.2), nn.SiLU(), nn.Hardtanh()])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_is_not_hidden(activation: nn.Module, dtype: torch.dtype):
+    """oneDNN's own ReLU makes it 0."""
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), activation).eval()
+    nn.init.constant_(model[0].get_parameter("weight"), torch.nan)
+    with torch.no_grad():
+        assert prepare_for_inference(model, dtype=dtype, channels_last=True)(torch.ones(1, 4, 5, 5)).isnan().all()
+
+
+def test_a_picture_without_a_batch():
+    model, x = nn.Sequential(nn.Conv2d(4, 8, 3), nn.SiLU()).eval(), torch.randn(4, 6, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(prepare_for_inference(model)(x), model(x))
+
+
+@fused
+def test_what_is_hooked_is_not_fused():
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.SiLU()).eval()
+    seen = []
+    model[0].register_forward_hook(lambda *_: seen.append(True))
+    prepare_for_inference(model)(torch.ones(1, 4, 5, 5))
+    assert seen
+
+
 @fused
 def test_an_activation_with_another_use_stays():
     class Residual(nn.Module):
         def __init__(self):
             super().__init__()
-            self.conv, self.other, self.relu, self.last = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.SiLU()
+            self.conv, self.other, self.last = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.SiLU()
+            self.act = nn.LeakyReLU(0.1)
 
         def forward(self, x):
-            y = self.relu(self.conv(x))
+            y = self.act(self.conv(x))
             z = self.other(y)  # goes to two places
-            return self.relu(x + y) + self.last(z) + z
+            return self.act(x + y) + self.last(z) + z
 
     model = Residual().eval()
     fast: Any = prepare_for_inference(model)
@@ -236,9 +262,9 @@ def test_an_activation_with_another_use_stays():
 
 
 @fused
-@pytest.mark.parametrize(("size", "most"), [("yolov5n", 3), ("mobilenet_v2", 17), ("unet", 1), ("rrdbnet_x4", 72)])
+@pytest.mark.parametrize(("size", "most"), [("yolov5n", 3), ("rrdbnet_x4", 72)])
 def test_how_many_convolutions_of_real_networks_stay(size: str, most: int):
     """Those without an activation, or of a subclass; of the residual blocks' last ones."""
-    model: Any = prepare_for_inference(catalog.model(size, **({"num_classes": 2} if size == "unet" else {})))
+    model: Any = prepare_for_inference(catalog.model(size))
     kinds = [type(module) for module in model.modules()]
     assert FusedConv2d in kinds and kinds.count(nn.Conv2d) <= most

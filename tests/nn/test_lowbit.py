@@ -111,6 +111,34 @@ def test_both_int8_products_give_what_the_stored_numbers_give():
             assert relative(fast(x[:rows]), expected[:rows]) < 4e-3  # each answer has passed through bf16
 
 
+@pytest.mark.parametrize("width", [5, 24, 50, 100])
+@pytest.mark.parametrize("rows", [1, 4, 9])
+def test_int8_weights_of_any_width(width: int, rows: int):
+    """torch's product reads past the end of rows of some widths."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(width, 16), torch.randn(width, rows).t()
+    with torch.no_grad():
+        assert relative(Int8WeightLinear(layer.weight, layer.bias)(x), layer(x)) < 2e-2
+
+
+def test_layers_of_other_classes_and_shared_ones():
+    class Doubled(nn.Linear):
+        def forward(self, input):
+            return 2 * super().forward(input)
+
+    shared = nn.Linear(8, 8)
+    none = nn.Linear(8, 2)
+    none.weight, none.bias = nn.Parameter(torch.empty(0, 8)), nn.Parameter(torch.empty(0))
+    model = nn.Sequential(Doubled(8, 8), shared, nn.ReLU(), shared, none).eval()
+    fast: Any = fast_linears(model)
+    assert type(fast[0]) is Doubled and fast[1] is fast[3]
+    x = torch.randn(3, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(fast[:4](x), model[:4](x))
+        assert fast(x).shape == (3, 0)
+    assert isinstance(fast_linears(nn.Sequential(nn.ReLU())), nn.Sequential)
+
+
 def test_rows_as_int8_by_hand():
     weight = torch.tensor([[1.0, -0.5, 0.2], [0.0, 0.0, 0.0], [-2540.0, 20.0, 9.0]])
     stored, scale = quantize_rows(weight)

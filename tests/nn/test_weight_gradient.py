@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from etude.nn import weight_gradient
+from etude.nn.inference import prepare_for_inference
 
 CASES = [  # channels in, channels out, kernel, padding, dilation, pixels
     (64, 64, 3, 1, 1, 64),  # copied: large pictures
@@ -55,6 +56,24 @@ def test_only_what_gains_is_changed():
     weight_gradient.speed_up(model)
     assert [type(module) is weight_gradient.Conv2d for module in model] == [False] * 6 + [True]
     assert model.state_dict().keys() == before.keys()
+
+
+def test_a_model_in_training_is_prepared_as_another():
+    """What is measured while a run trains is what `etude eval` measures afterwards."""
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.SiLU()).eval()
+    kinds = [type(module) for module in prepare_for_inference(model).modules()]
+    weight_gradient.speed_up(model)
+    assert [type(module) for module in prepare_for_inference(model).modules()] == kinds
+    assert type(model[0]) is weight_gradient.Conv2d
+
+
+def test_autocast_is_torchs_own():
+    conv = nn.Sequential(nn.Conv2d(16, 4, 3))
+    weight_gradient.speed_up(conv)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = conv(torch.randn(1, 16, 5, 5))
+    y.sum().backward()
+    assert y.dtype == torch.bfloat16 and conv[0].weight.grad is not None
 
 
 def test_frozen_parameters_and_inputs_get_no_gradient():

@@ -20,8 +20,6 @@ from etude.nn import lowbit
 Found = tuple[bool, str]
 """Whether it is well; what was found and, where it is not well, the remedy."""
 CORE = ("numpy", "safetensors", "tyro", "rich", "pillow", "jaxtyping")
-INT8 = ("amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp")
-"""Features with which a CPU multiplies and adds 8-bit integers at once."""
 SPINS = 1000
 """Rounds that libgomp's threads wait for work before they sleep: up to so many cost as much as sleeping at once."""
 
@@ -38,7 +36,6 @@ def examine() -> list[tuple[str, bool, str]]:
         "waiting": _waiting,
         "device": _device,
         "bf16": _bf16,
-        "int8": _int8,
         "kernels": _kernels,
         "training": lambda: (True, f"{_engine()}, weights kept in fp32"),
         "pictures": lambda: (True, f"{_engine()}, BatchNorm folded, channels last"),
@@ -122,11 +119,6 @@ def _bf16() -> Found:
         )
         return True, f"products {products:.1f} times as fast as in fp32, convolutions {convolutions:.1f} times"
     return True, f"emulated, {slowdown:.1f} times slower than fp32" if slowdown > 2 else "no faster than fp32"
-
-
-def _int8() -> Found:
-    found = [feature for feature in INT8 if feature in cpu.used()]
-    return True, f"products by {', '.join(found)}" if found else "products without VNNI: sums in 16 bits"
 
 
 def _kernels() -> Found:

@@ -61,10 +61,10 @@ def resolve(precision: str, device: torch.device) -> Resolved:
 
 def slow(precision: Resolved, device: torch.device) -> str:
     """One line that warns of a format that this CPU emulates, and names the fastest; "" for the others."""
-    if device.type != "cpu" or precision != "bf16" or cpu.computes_bf16():
+    if device.type != "cpu" or precision != "bf16" or cpu.slowdown("bf16") < cpu.MARGIN:
         return ""
     return (
-        f"bf16 products are emulated on this CPU: they take {cpu.slowdown('bf16'):.0f} times as long as in fp32, the "
+        f"bf16 products are emulated on this CPU: they take {cpu.slowdown('bf16'):.1f} times as long as in fp32, the "
         "fastest here (--precision fp32, or auto)"
     )
 

@@ -209,6 +209,7 @@ class Run:
         weights = (ask.weights or number) if isinstance(ask, WriteAsk) and place.type == "cpu" else ""
         how = (place, number, weights)
         if self._answering is None or self._answering[0] != how:
+            self._answering = None  # two copies at once may not fit
             model = self.model(device)
             if weights:
                 model = fast_linears(model, dtype=WEIGHTS[weights])

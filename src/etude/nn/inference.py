@@ -13,6 +13,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._pytree import tree_map_only
 
+from etude import cpu
+from etude.nn import weight_gradient
 from etude.nn.exact import ExactConv2d
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -42,6 +44,7 @@ def prepare_for_inference(
                 name, prepare_for_inference(player, dtype=dtype, channels_last=channels_last, compile=compile)
             )
         return model
+    weight_gradient.slow_down(model)
     for conv_name, bn_name in conv_bn_pairs(model):
         conv: Any = model.get_submodule(conv_name)
         bn: Any = model.get_submodule(bn_name)
@@ -71,8 +74,9 @@ def prepare_for_inference(
 
 def fuse_activations(model: nn.Module) -> None:
     """Have oneDNN compute a traceable model's convolutions with the activations that follow them, in place: each fused
-    convolution becomes a `FusedConv2d`, its activation an identity. An activation module that is used elsewhere too
-    stays, and so does all where this torch has no such kernels."""
+    convolution becomes a `FusedConv2d`, its activation an identity, which is right for what the model's forward calls.
+    An activation module that is used elsewhere too stays, and so does what has hooks, and all where this torch has no
+    such kernels."""
     graph = traced(model)
     modules = dict(model.named_modules())
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module") if graph else Counter()
@@ -103,14 +107,11 @@ def fuse_activations(model: nn.Module) -> None:
 
 
 def post_operation(module: nn.Module) -> tuple[str, list[float]] | None:
-    """oneDNN's name of an activation, and its numbers; None where it has none."""
+    """oneDNN's name of an activation, and its numbers; None where it has none. Its ReLU and ReLU6 turn NaN into 0,
+    which would hide what is wrong with a network."""
     match module:
-        case nn.ReLU():
-            return "relu", []
         case nn.LeakyReLU():
             return "leaky_relu", [module.negative_slope]
-        case nn.Hardtanh():  # ReLU6 is one
-            return "hardtanh", [float(module.min_val), float(module.max_val)]
         case nn.SiLU():
             return "swish", []
     return None
@@ -118,18 +119,20 @@ def post_operation(module: nn.Module) -> tuple[str, list[float]] | None:
 
 def fusable(conv: nn.Conv2d) -> bool:
     """Whether oneDNN's fused kernel can take this convolution's place."""
-    return conv.padding_mode == "zeros" and not isinstance(conv.padding, str) and has_fused(conv.weight.dtype)
+    plain = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    hooked = conv._forward_hooks or conv._forward_pre_hooks
+    return plain and not hooked and has_fused(conv.weight.dtype)
 
 
 @functools.cache
 def has_fused(dtype: torch.dtype) -> bool:
     """Whether this torch computes fused convolutions in `dtype` on this CPU: an AVX2 one has none in bf16."""
-    conv = nn.Conv2d(8, 8, 3, padding=1).requires_grad_(False).to(dtype)
-    x = torch.ones(1, 8, 4, 4, dtype=dtype)
-    try:
-        return torch.allclose(FusedConv2d(conv, nn.ReLU())(x).float(), conv(x).relu().float(), rtol=0.05, atol=0.05)
-    except (RuntimeError, AttributeError):
-        return False
+    with cpu.plainly(), torch.random.fork_rng(devices=[]):
+        conv, x, act = nn.Conv2d(8, 8, 3, padding=1).to(dtype), torch.ones(1, 8, 4, 4, dtype=dtype), nn.SiLU()
+        try:
+            return torch.allclose(FusedConv2d(conv, act)(x).float(), act(conv(x)).float(), rtol=0.05, atol=0.05)
+        except (RuntimeError, AttributeError):
+            return False
 
 
 class FusedConv2d(nn.Module):
@@ -145,6 +148,8 @@ class FusedConv2d(nn.Module):
         self.operation, self.packed = operation, (torch.Size(), torch.empty(0))
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 3:
+            return self.forward(x[None])[0]
         x = x.to(self.weight.dtype)  # which autocast does to torch's own operators
         shape, weight = self.packed
         if shape != x.shape:

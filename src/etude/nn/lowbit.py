@@ -24,6 +24,7 @@ import warnings
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from etude import cpu
@@ -33,6 +34,10 @@ WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 """How weights can be kept, by name."""
 FEW = 4
 """Rows up to which torch's product with int8 weights alone is the faster; for more they are converted first."""
+
+
+WIDTH = 32
+"""That product reads past a row's end where it is no multiple of so many numbers; zeros fill it up."""
 
 
 class PackedLinear(nn.Module):
@@ -84,7 +89,7 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
         rows = x.float().flatten(0, -2)
         low, high = torch.aminmax(rows, dim=1, keepdim=True)
-        span = (high - low).clamp_(min=torch.finfo(torch.float32).tiny)
+        span = (high - low).clamp_(torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max)
         y = torch.ops.quantized.linear_dynamic((rows - low).div_(span), self.packed, False)
         y = y.mul_(span).addcmul_(low, self.sums)
         y = y if self.bias is None else y.add_(self.bias)
@@ -97,18 +102,19 @@ class Int8WeightLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
-        self.weight, self.scale = quantize_rows(weight.detach().float())
+        self.spare = -weight.shape[1] % WIDTH
+        self.weight, self.scale = quantize_rows(F.pad(weight.detach().float(), (0, self.spare)))
         self.bias = torch.zeros_like(self.scale) if bias is None else bias.detach().float()
         # the product knows bf16 scales only, which would move a whole row by up to 0.4 %: it gets ones
         self.ones = torch.ones_like(self.scale, dtype=torch.bfloat16)
 
     def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
-        rows = x.flatten(0, -2)
+        rows = F.pad(x, (0, self.spare)).flatten(0, -2).contiguous()
         if len(rows) <= FEW:
             y = torch._weight_int8pack_mm(rows.to(torch.bfloat16), self.weight, self.ones)
         else:  # bf16 holds whole numbers up to 256 exactly
             dtype = torch.bfloat16 if cpu.computes_bf16() else torch.float32
-            y = nn.functional.linear(rows.to(dtype), self.weight.to(dtype))
+            y = F.linear(rows.to(dtype), self.weight.to(dtype))
         return torch.addcmul(self.bias, y, self.scale).unflatten(0, x.shape[:-1])
 
 
@@ -133,32 +139,37 @@ def has_onednn(dtype: torch.dtype) -> bool:
     """Whether this torch packs weights of this type on this CPU."""
     if not torch.backends.mkldnn.is_available():
         return False
-    try:
-        found = PackedLinear(torch.full((16, 16), 0.5), None, dtype)(torch.ones(1, 16))
-    except (RuntimeError, AttributeError):
-        return False
-    return bool((found == 8).all())
+    with cpu.plainly():
+        try:
+            found = PackedLinear(torch.full((16, 16), 0.5), None, dtype)(torch.ones(1, 16))
+        except (RuntimeError, AttributeError):
+            return False
+        return bool((found == 8).all())
+
+
+def has_fbgemm() -> bool:
+    """Whether this torch has fbgemm's kernels, for int8 and fp16 weights, on this CPU, and means to use them."""
+    return torch.backends.quantized.engine in ("x86", "fbgemm") and _has_fbgemm()
 
 
 @functools.cache
-def has_fbgemm() -> bool:
-    """Whether this torch has fbgemm's kernels, for int8 and fp16 weights, on this CPU."""
-    if torch.backends.quantized.engine not in ("x86", "fbgemm"):
-        return False
-    try:
-        half = HalfLinear(torch.full((16, 16), 0.5), None)(torch.ones(1, 16))
-        whole = Int8Linear(torch.full((16, 16), 0.5), None)(torch.ones(2, 16))
-    except (RuntimeError, AttributeError):
-        return False
-    return bool((half == 8).all()) and torch.allclose(whole, torch.tensor(8.0), atol=0.1)
+def _has_fbgemm() -> bool:
+    with cpu.plainly():
+        try:
+            half = HalfLinear(torch.full((16, 16), 0.5), None)(torch.ones(1, 16))
+            whole = Int8Linear(torch.full((16, 16), 0.5), None)(torch.ones(2, 16))
+        except (RuntimeError, AttributeError):
+            return False
+        return bool((half == 8).all()) and torch.allclose(whole, torch.tensor(8.0), atol=0.1)
 
 
 @functools.cache
 def overflows() -> bool:
     """Whether fbgemm's sums of two 8-bit products overflow on this CPU, as they do without VNNI."""
-    weight = torch.full((32, 64), 127, dtype=torch.int8)
-    largest = torch.ops.quantized.linear_dynamic(torch.ones(1, 64), _pack_int8(weight, torch.ones(32)), False)
-    return bool((largest < 127 * 64 - 1).any())
+    with cpu.plainly():
+        weight = torch.full((32, 64), 127, dtype=torch.int8)
+        largest = torch.ops.quantized.linear_dynamic(torch.ones(1, 64), _pack_int8(weight, torch.ones(32)), False)
+        return bool((largest < 127 * 64 - 1).any())
 
 
 def fast_layer(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Module | None:
@@ -195,16 +206,19 @@ def fast_linears(model: nn.Module, *, dtype: torch.dtype = torch.float32) -> nn.
     if dtype not in (torch.float32, torch.bfloat16, torch.int8):
         raise ValueError(f"weights are kept as float32, bfloat16 or int8, not as {str(dtype).removeprefix('torch.')}")
     model = copy.deepcopy(model).eval().requires_grad_(False)
-    if next(model.parameters()).device.type != "cpu":
+    if next(model.parameters(), torch.empty(0)).device.type != "cpu":
         return model
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear):
+    layers: dict[nn.Module, nn.Module | None] = {}  # one module may have several names
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if type(module) is nn.Linear and name:  # no subclass: it may compute otherwise
             weight, bias = module.weight, module.bias
         elif isinstance(module, TiedHead):
             holder: Any = model.get_submodule(name.rpartition(".")[0])
             weight, bias = holder.embedding.weight, getattr(holder, "output_bias", None)
         else:
             continue
-        if (fast := fast_layer(weight, bias, dtype)) is not None:
+        if weight.numel() and module not in layers:
+            layers[module] = fast_layer(weight, bias, dtype)
+        if (fast := layers.get(module)) is not None:
             model.set_submodule(name, fast)
     return model

@@ -61,7 +61,7 @@ class Conv2d(nn.Conv2d):
     """nn.Conv2d with this gradient, which cannot be differentiated further. (B, C, H, W) -> (B, C', H', W')"""
 
     def forward(self, input: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return super().forward(input)
         how = (self.stride, self.padding, self.dilation)
         y: Any = _Convolution.apply(input, self.weight, self.bias, *how)
@@ -78,6 +78,13 @@ def speed_up(model: nn.Module) -> None:
 def _gains(conv: nn.Conv2d) -> bool:
     plain = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
     return plain and conv.groups == 1 and min(conv.kernel_size) > 1 and max(conv.stride) == 1
+
+
+def slow_down(model: nn.Module) -> None:
+    """The inverse of `speed_up`: what prepares a model for inference knows torch's own class."""
+    for module in model.modules():
+        if type(module) is Conv2d:
+            module.__class__ = nn.Conv2d
 
 
 def pays() -> bool:

@@ -82,9 +82,9 @@ def _gains(conv: nn.Conv2d) -> bool:
 
 def slow_down(model: nn.Module) -> None:
     """The inverse of `speed_up`: what prepares a model for inference knows torch's own class."""
-    for module in model.modules():
-        if type(module) is Conv2d:
-            module.__class__ = nn.Conv2d
+    found: list[nn.Conv2d] = [module for module in model.modules() if type(module) is Conv2d]
+    for conv in found:
+        conv.__class__ = nn.Conv2d
 
 
 def pays() -> bool:

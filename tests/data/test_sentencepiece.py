@@ -110,6 +110,7 @@ def test_a_model_by_hand(tmp_path):
         (message(("<unk>", 2), ("a", 4)), "users defined"),
         (message(("<unk>", 2), ("a", 1), ("a", 1)), "a piece twice"),
         (message(("<unk>", 2), ("a", 9)), "kind 9"),
+        (message(("<unk>", 2)) + b"\x0a\x07\x0a\x01a\x12\x02\x00\x00", "piece 'a' is no number of 4 bytes"),
         (message(("<unk>", 2), ("a", 1), normaliser=b"\x28\x00"), "spaces otherwise"),
         (message(("<unk>", 2), ("a", 1), normaliser=b"\x12\x05\xff\xff\xff\xff\xff"), "makes no tokenizer"),
     ],

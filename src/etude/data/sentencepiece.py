@@ -254,8 +254,10 @@ def _piece(message: bytes) -> Piece:
     kind = _int(found.get(3, NORMAL))
     if not text or kind not in range(NORMAL, BYTE + 1):
         raise RefusedError(f"it has a piece {text[:40]!r} of kind {kind}")
-    (score,) = struct.unpack("<f", _bytes(found.get(2, bytes(4))))
-    return Piece(text, score, kind)
+    score = _bytes(found.get(2, bytes(4)))
+    if len(score) != 4:
+        raise RefusedError(f"the score of its piece {text[:40]!r} is no number of 4 bytes")
+    return Piece(text, struct.unpack("<f", score)[0], kind)
 
 
 def fields(message: bytes) -> Iterator[tuple[int, Value]]:

@@ -165,14 +165,14 @@ def best_seconds(calls: dict[str, Callable[[], object]], *, budget: float = 0.02
 
 @contextlib.contextmanager
 def plainly() -> Iterator[None]:
-    """Within, operators run as they are called: on the CPU, without autocast, without gradients."""
+    """Context manager: operators run on the CPU, without autocast and without gradients."""
     with torch.device("cpu"), torch.autocast("cpu", enabled=False), torch.no_grad():
         yield
 
 
 def kept(what: str, names: tuple[str, ...], measure: Callable[[], dict[str, float]]) -> dict[str, float]:
     """`measure()`, made once per machine: its numbers, of these names, are read from ETUDE_HOME where this CPU, with
-    this torch and the same limits, was measured before. What is kept and is no such numbers is measured anew; where
+    this torch and the same limits, was measured before. An invalid file is measured again; where
     nothing can be written, every process measures."""
     with _MEASURING:  # threads that measure at once would disturb each other
         return _kept(what, names, measure)

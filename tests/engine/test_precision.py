@@ -1,4 +1,4 @@
-"""Which number format is computed in, and what is said of one that the CPU emulates."""
+"""The number format that is chosen, and the warning for one that the CPU emulates."""
 
 import json
 from pathlib import Path

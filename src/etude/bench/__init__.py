@@ -48,7 +48,7 @@ PACKAGE = "etude.bench"
 LIMIT = 1800.0
 """Seconds after which a contest has failed."""
 KINDS = ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2", "bf16", "i8mm", "asimddp", "asimd")
-"""Features by which kinds of CPUs are told apart; the first that one has names it."""
+"""Features that name a kind of CPU, best first: a result file is named after the first that the CPU has."""
 Row = dict[str, Any]
 """{"comparison", "name", "what", "ours", "peer", "unit", "peer_name", "peer_version", "ratio", "target"}; "note" if no
 peer ran; where operations are known, "share" (0 to 1) of the "peak" {"precision", "gflops"} that matrix products reach.

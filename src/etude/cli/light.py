@@ -46,8 +46,8 @@ def light(answer: Callable[P, T], *arguments: P.args, **more: P.kwargs) -> T:
 
 
 class StandIns(MetaPathFinder, Loader):
-    """Within, what is imported of these packages is a stand-in; etude's modules that were imported meanwhile, which
-    hold some, leave with them."""
+    """Context manager: imports of these packages give stand-ins. At exit these are removed from sys.modules, with the
+    modules of etude that were imported meanwhile and refer to them."""
 
     def __init__(self, packages: Iterable[str]):
         self._packages = set(packages) - sys.modules.keys()
@@ -79,8 +79,7 @@ class StandIns(MetaPathFinder, Loader):
 
 
 class NoValue(BaseException):
-    """The value of what was not imported was asked for. No Exception, which the code that asked might take for its
-    own."""
+    """Code needs the value of a stand-in. A BaseException, so that no `except Exception` of that code catches it."""
 
 
 class Module(ModuleType):

@@ -21,7 +21,7 @@ Found = tuple[bool, str]
 """Whether it is well; what was found and, where it is not well, the remedy."""
 CORE = ("numpy", "safetensors", "tyro", "rich", "pillow", "jaxtyping")
 SPINS = 1000
-"""Rounds that libgomp's threads wait for work before they sleep: up to so many cost as much as sleeping at once."""
+"""GOMP_SPINCOUNT up to which libgomp's threads sleep so soon that small models slow down as with a passive wait."""
 
 
 def examine() -> list[tuple[str, bool, str]]:

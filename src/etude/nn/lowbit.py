@@ -37,7 +37,7 @@ FEW = 4
 
 
 WIDTH = 32
-"""That product reads past a row's end where it is no multiple of so many numbers; zeros fill it up."""
+"""Rows are padded with zeros to a multiple of this: that product reads past the end of other rows."""
 
 
 class PackedLinear(nn.Module):
